@@ -23,6 +23,7 @@ from podwire_base.kube.client.config import ClientConfig
 from podwire_base.kube.client.http import ApiClient
 from podwire_base.kube.client.informer import Informer
 from podwire_base.kube.client.reflector import Event
+from podwire_base.kube.errors import ApiError
 from podwire_base.kube.meta import Object
 from podwire_base.role import beat, files, hostports, layout, logs
 from podwire_base.role.run import main, stop_event
@@ -40,6 +41,7 @@ from .listener import Listener
 from .networkstore import Networks
 from .overlay import Encapsulation
 from .plan import NodeNet
+from .podcare import PodCare
 from .types import BRIDGE, IPAddress, RangeSet
 
 log = logs.get("wiring")
@@ -120,6 +122,7 @@ class Agent:
             waiting_for=f"Node {config.node_name} has no spec.podCIDR yet",
             networks=self.networks,
         )
+        self.care = PodCare(self.plugin, config.node_name, config.sockets)
         self.status = RoleStatus(config.run_dir, "wiring")
         self._told: tuple[str, ...] = ()
         self._near: frozenset[IPAddress] = frozenset()
@@ -227,24 +230,10 @@ class Agent:
         beat.tick("leases")
         for line in self.plugin.repair():
             log.warn("repaired", change=line)
-        self._take_back()
+        self.care.look()
         if conflistfile.write(self.config.conflist, self.config.socket, net):
             log.info("conflist written", path=str(self.config.conflist))
         self._look_for_rival()
-
-    def _take_back(self) -> None:
-        """Take back the leases of pods that vanished without a DEL. Only then the runtime is asked."""
-        vanished = self.plugin.vanished()
-        sockets = runtimes.present(self.config.sockets) if vanished else []
-        known: frozenset[str] | None = frozenset()
-        for path in sockets:
-            try:
-                known = None if known is None else known | runtimes.sandboxes(path)
-            except (OSError, runtimes.NoAnswer) as err:
-                log.warn("no list of sandboxes", runtime=str(path), error=str(err))
-                known = None
-        for line in self.plugin.take_back(vanished, known, time.monotonic(), asked=bool(sockets)):
-            log.warn("lease taken back", lease=line)
 
     def _look_for_rival(self) -> None:
         """Tell in log and status which file the container runtime reads instead of the agent's conflist."""
@@ -273,6 +262,7 @@ class Agent:
         message = f"{figures['pods']} pods in {cidrs}, routes to {peers - lost} of {peers} podCIDRs"
         message += f", {tunnelled} of them by VXLAN" if tunnelled else ""
         message += "".join(f"; {problem}" for problem in self._told[:SHOWN])
+        message += f"; {self.care.note}" if self.care.note else ""
         message += f"; new pods do not come here, the runtime reads {self._rival} first" if self._rival else ""
         self.status.update(
             ready=not refused,
@@ -310,6 +300,7 @@ class Agent:
                     changed.clear()
                     if informer.synced.is_set() and not stop.is_set():
                         pause = await self._sync(dict(informer.objects))
+                        await self._tell_pods(api)
             finally:
                 for task in (watching, stopping):
                     task.cancel()
@@ -318,6 +309,15 @@ class Agent:
     def _sync_in_thread(self, objects: Mapping[str, Object]) -> bool:
         with beat.work("sync"):
             return self.sync(objects)
+
+    async def _tell_pods(self, api: ApiClient) -> None:
+        """Send the Events about pods. One that the API server does not take is lost; the log has its text too."""
+        events, self.care.events = self.care.events, []
+        for event in events:
+            try:
+                await api.create(f"/api/v1/namespaces/{event['metadata']['namespace']}/events", event)
+            except ApiError as err:
+                log.debug("event not stored", reason=event["reason"], error=str(err))
 
     async def _sync(self, objects: Mapping[str, Object]) -> float:
         """Sync once. Returns the seconds until the next sync, if no Node changes before."""

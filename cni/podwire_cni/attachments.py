@@ -20,11 +20,11 @@ from .ipam.allocator import Allocator, Lease, host_ports
 from .keyedlock import KeyedLock
 from .networkstore import Networks
 from .nodetable import PodRules
-from .ops import DeleteLink, DeleteNeighbour, DeleteRoute, Op
-from .plan import OWN_LINK, NodeNet, Seen, host_route, host_veth, ifb_of, repair_plan
+from .ops import DeleteLink, DeleteNeighbour, DeleteRoute, Op, SetUp
+from .plan import OWN_LINK, NodeNet, Seen, host_route, host_veth, ifb_of, mac_for, repair_plan
 from .prepared import PodPlan
 from .takeback import Doubts, Evidence
-from .types import BRIDGE, Attachment, IPAddress, PortMapping, RangeSet
+from .types import BRIDGE, VERSIONS, Attachment, Call, IPAddress, NetConf, PortMapping, RangeSet
 
 log = logs.get("wiring")
 
@@ -40,7 +40,11 @@ class Kernel(Protocol):
 
     def links(self) -> dict[str, tuple[int, int]]: ...
 
+    def down(self) -> set[str]: ...
+
     def lives(self, recorded: str) -> bool | None: ...
+
+    def namespace(self, recorded: str) -> contextlib.AbstractContextManager[int]: ...
 
     def holder(self, address: IPAddress) -> str: ...
 
@@ -128,13 +132,13 @@ class Attachments:
         return told
 
     def repair(self) -> list[str]:
-        """Undo changes that other programs made: make the pods' links ports of a re-created bridge again, and delete
-        pod links that have no lease.
+        """Undo changes that other programs made: make the pods' links ports of a re-created bridge again, set them up,
+        and delete pod links that have no lease.
 
         Call it after `reconcile`. Returns one line for each action.
         """
         node = self._node()
-        links, told = self.kernel.links(), []
+        links, down, told = self.kernel.links(), self.kernel.down(), []
         with self._leases:
             leases = {host_veth(lease.owner): lease for lease in self.allocator.leases()}
             whole = not self.allocator.store.damaged()  # a link may belong to an unreadable lease
@@ -142,6 +146,9 @@ class Attachments:
             links[name][0] for name in (node.bridge, *(lease.bridge for lease in leases.values())) if name in links
         }
         for name, (_, master) in links.items():
+            if name in leases and name in down and leases[name].wired:
+                self.kernel.apply([SetUp(name, "node")])
+                told.append(f"{name} of {leases[name].pod or leases[name].owner}: set up again")
             if name in leases:
                 bridge = leases[name].bridge or node.bridge
                 if bridge not in links or master == links[bridge][0]:
@@ -197,6 +204,35 @@ class Attachments:
             if self._free(leases[owner]):
                 told.append(f"{', '.join(addresses)} of {leases[owner].pod or owner}: {why}")
         return told
+
+    def attach_again(self, lease: Lease) -> str | None:
+        """Attach a living pod whose link another program deleted, exactly as its ADD did. Returns "" if that is done,
+        None if there is nothing to do any more, and otherwise why it cannot be done.
+        """
+        owner = lease.owner
+        with self._locks.of(owner.container_id, patience=1) as mine:
+            with self._leases:
+                held = self.allocator.owned_by(owner)
+            if not mine or not held or host_veth(owner) in self.kernel.links():
+                return None
+            node = self._node()
+            if not lease.mtu:
+                return "podwire does not know all that its configuration asked for"
+            if not lease.netns:
+                return "its namespace is not visible here"
+            homes = [(x.address, r) for s in node.ranges for r in s for x in held if x.address in r.subnet]
+            if len(homes) != len(held) or mac_for(homes[0][0]) != lease.mac:
+                return "the node's podCIDRs or the bridge changed since"
+            namespace, _, name = lease.pod.partition("/")
+            args = {"K8S_POD_NAMESPACE": namespace, "K8S_POD_NAME": name} if name else {}
+            call = Call("ADD", owner, lease.netns.partition(" ")[2], args)
+            conf = NetConf(VERSIONS[-1], lease.network, mtu=lease.mtu)
+            try:
+                with self.kernel.namespace(lease.netns) as pod_fd:
+                    self.kernel.attach_pod(PodPlan(call, conf, node, homes), pod_fd)
+            except (OSError, CNIError) as err:
+                return str(err)
+            return ""
 
     def pods(self) -> dict[Attachment, PodRules]:
         """Returns the entries of the nft tables for each attached pod."""

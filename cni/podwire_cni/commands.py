@@ -16,6 +16,7 @@ from typing import Any
 from podwire_base.role import logs
 
 from .attachments import Attachments
+from .conflist import NAME
 from .errors import CNIError, ErrorCode
 from .ipam.allocator import Lease, PoolExhausted
 from .plan import NodeNet, differences, host_veth
@@ -220,6 +221,8 @@ class Plugin(Attachments):
                     bridge=conf.bridge,
                     network=conf.name,
                     netns=netns,
+                    # in another conflist, other plugins may have changed the pod after this one
+                    mtu=(conf.mtu or node.mtu) if conf.plain and not conf.bridge and conf.name == NAME else 0,
                 )
 
         if conf.mac:

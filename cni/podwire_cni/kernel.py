@@ -287,6 +287,12 @@ class Kernel:
                 found[name] = (index, master)
         return found
 
+    def down(self) -> set[str]:
+        """Returns the links of the node that are set down."""
+        with RouteSocket() as sock:
+            bodies = list(sock.everything(nl.GETLINK, nl.all_links()))
+        return {nl.link_of(body)[0] for body in bodies if not nl.is_set_up(body)}
+
     def lives(self, recorded: str) -> bool | None:
         """Returns whether the recorded file (see `record`) still is the recorded namespace; None if there is no
         record.
@@ -296,6 +302,18 @@ class Kernel:
             return ":".join(map(str, netns_id_of(path))) == ident if path else None
         except (OSError, ValueError):
             return False
+
+    @contextlib.contextmanager
+    def namespace(self, recorded: str) -> Iterator[int]:
+        """Yields a descriptor of the recorded namespace. Raises OSError if the recorded file is another one now."""
+        ident, _, path = recorded.partition(" ")
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            if ":".join(map(str, netns_id(fd))) != ident or not is_netns(fd):
+                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), path)
+            yield fd
+        finally:
+            os.close(fd)
 
     def holder(self, address: IPAddress) -> str:
         """Returns the MAC of the pod on this node that has the address; "" if no pod has the address. The neighbour

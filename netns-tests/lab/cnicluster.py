@@ -71,9 +71,9 @@ def give(ns: NetNS, address: str) -> None:
 
 
 @contextlib.contextmanager
-def two_nodes(make_dir: Callable[[str], Path], *flags: str, dual: bool = False) -> Iterator[Cluster]:
+def two_nodes(make_dir: Callable[[str], Path], *flags: str, dual: bool = False, first: str = "") -> Iterator[Cluster]:
     """Yield the running cluster. flags: of `podwire wiring`. dual: add IPv6, with fd0a::N on the link and fd00:N::/64
-    for pods.
+    for pods. first: Python that the agents run before anything else.
     """
     with Lab() as lab, contextlib.ExitStack() as stack:
         switch, outside, n1, n2 = (lab.netns(name) for name in ("switch", "outside", "n1", "n2"))
@@ -97,6 +97,7 @@ def two_nodes(make_dir: Callable[[str], Path], *flags: str, dual: bool = False) 
                 cidr6=f"fd00:{number}::/64" if dual else "",
             )
             node = CniNode(ns, make_dir(name), name, api, flags=flags)
+            node.first = first
             stack.callback(node.close)
             node.start(wait=False)
             nodes.append(node)

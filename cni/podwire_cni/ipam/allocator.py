@@ -44,6 +44,7 @@ class Lease:
     origin: str = ""  # "host-local": another plugin attached the pod, and podwire only reserves its address
     network: str = ""  # the name of the network configuration of the ADD
     netns: str = ""  # the pod's namespace, see kernel.record
+    mtu: int = 0  # the pod's MTU, if its configuration says nothing else that podwire would have to know; else 0
 
     def done(self) -> Lease:
         """Returns the lease with `wired` set. (dataclasses.replace would take as long as writing the mark to disk.)"""
@@ -61,6 +62,7 @@ class Lease:
             self.origin,
             self.network,
             self.netns,
+            self.mtu,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -87,6 +89,7 @@ class Lease:
             **({"origin": self.origin} if self.origin else {}),
             **({"network": self.network} if self.network else {}),
             **({"netns": self.netns} if self.netns else {}),
+            **({"mtu": self.mtu} if self.mtu else {}),
         }
 
 
@@ -213,6 +216,7 @@ class Allocator:
         bridge: str = "",
         network: str = "",
         netns: str = "",
+        mtu: int = 0,
     ) -> list[tuple[Lease, Range]]:
         """Allocate one address from each set, or the `wanted` addresses. If one allocation fails, none is kept.
 
@@ -223,8 +227,8 @@ class Allocator:
 
         def lease(address: IPAddress) -> Lease:
             own = taken[0][0].mac if taken else mac or mac_for(address)
-            more = {"network": network, "netns": netns}
-            return Lease(address, owner, pod, pod_uid, boot_id, own, False, ports, bridge, aliases, **more)
+            early = (address, owner, pod, pod_uid, boot_id, own, False, ports, bridge, aliases)
+            return Lease(*early, network=network, netns=netns, mtu=mtu)
 
         try:
             for ranges in sets:

@@ -203,6 +203,7 @@ def _read(file: Path) -> Lease | None:
             str(raw.get("origin", "")),
             str(raw.get("network", "")),
             str(raw.get("netns", "")),
+            int(raw.get("mtu", 0)),
         )
     except (OSError, ValueError, KeyError, TypeError, RecursionError, CNIError):
         return None

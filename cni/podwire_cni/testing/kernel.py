@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+import errno
+from collections.abc import Callable, Iterator, Sequence
 
 from ..errors import CNIError, ErrorCode
 from ..nodetable import PodRules
-from ..ops import AddNeighbour, CreateVeth, DeleteLink, DeleteNeighbour, JoinBridge, Op, undo
+from ..ops import AddNeighbour, CreateVeth, DeleteLink, DeleteNeighbour, JoinBridge, Op, SetUp, undo
 from ..plan import LinkSeen, Seen
 from ..prepared import PodPlan
 from ..types import BRIDGE, Attachment, IPAddress
@@ -22,6 +24,7 @@ class FakeKernel:
         self.neighbours: dict[IPAddress, str] = {}
         self.fail_at: int | None = None
         self.applied: list[tuple[Op, ...]] = []
+        self.set_down = set[str]()
         self.namespaces: dict[str, bool] = {}  # what a lease records -> whether it exists
 
     def apply(self, ops: Sequence[Op], pod_fd: int | None = None) -> None:
@@ -43,6 +46,8 @@ class FakeKernel:
             if op.host in self.veths:
                 raise CNIError(ErrorCode.INVALID_ENVIRONMENT, f"{op.host} exists")
             self.veths[op.host] = (len(self.veths) + 10, 0)
+        elif isinstance(op, SetUp):
+            self.set_down.discard(op.link)
         elif isinstance(op, JoinBridge):
             self.veths[op.link] = (self.veths[op.link][0], 1)
         elif isinstance(op, AddNeighbour) and op.place == "node":
@@ -60,8 +65,17 @@ class FakeKernel:
     def links(self) -> dict[str, tuple[int, int]]:
         return {BRIDGE: (1, 0), **self.veths}
 
+    def down(self) -> set[str]:
+        return self.set_down
+
     def lives(self, recorded: str) -> bool | None:
         return self.namespaces.get(recorded)
+
+    @contextlib.contextmanager
+    def namespace(self, recorded: str) -> Iterator[int]:
+        if not self.lives(recorded):
+            raise OSError(errno.ENOENT, "no such namespace", recorded)
+        yield 9
 
     def holder(self, address: IPAddress) -> str:
         return self.neighbours.get(address, "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -84,7 +85,7 @@ def test_a_lease_is_taken_back_and_the_living_keeps_its_own() -> None:
 def test_a_pod_without_its_link_keeps_its_lease_while_its_namespace_lives() -> None:
     """Also at a restart, where the pool is exhausted, and where its hostPort is asked for."""
     host = Host()
-    ports = {"runtimeConfig": {"portMappings": [{"hostPort": 80, "containerPort": 80}]}}
+    ports: dict[str, Any] = {"runtimeConfig": {"portMappings": [{"hostPort": 80, "containerPort": 80}]}}
     host.kernel.namespaces[NETNS] = True
     assert host.call("ADD", "alive", Sandbox(9, "", netns=NETNS), **ports).status == 0
     for n in range(12):
