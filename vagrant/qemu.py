@@ -32,6 +32,7 @@ from lab.machine import debian_root, environment, in_root, package_folders
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = "systemd-sysv udev kmod dbus procps gcc python3-dev libc6-dev ipset tcpdump openssh-server"
+MANAGERS = "network-manager firewalld docker.io"  # for test_managers.py, which starts and stops them
 ADDRESS = "10.0.2.15"  # the address at which QEMU's user network expects its guest
 SLOW = (
     "no_timer_check nowatchdog tsc=reliable edd=off "  # under emulation, watchdogs report false faults
@@ -134,6 +135,7 @@ def accelerator(cpuinfo: str) -> str:
 def wanted(names: list[str], demo: bool, root: Path = ROOT) -> list[str]:
     """Return the steps to run, in order: the provisioning, the demo, and each test file."""
     files = names or [*sorted(f"netns-tests/{p.name}" for p in (root / "netns-tests").glob("test_*.py")), *SUITES]
+    files += [] if names else ["vagrant/test_managers.py"]
     return ["provision", *(["demo"] if demo or not names else []), *files]
 
 
@@ -172,11 +174,12 @@ class Machine:
         root = debian_root(self.folder, ROOT)
         apt = "apt-get -qq -o Acquire::Retries=3"
         install = (
-            f"set -e; {apt} update; {apt} install -y --no-install-recommends {PACKAGES} {kernel} make; "
+            f"set -e; {apt} update; {apt} install -y --no-install-recommends {PACKAGES} {MANAGERS} {kernel} make; "
             "bash /podwire/vagrant/provision.sh; cd /podwire; make -s .venv/.installed-dev; make -s runtimes || :; "
             ".venv/bin/python -m compileall -q cni controlplane dns proxy netns-tests bench vagrant; "
             # pytest compiles test files separately
             ".venv/bin/python -m pytest -q --collect-only >/dev/null || :; "
+            "systemctl disable NetworkManager firewalld docker docker.socket containerd; "
             "systemctl enable ssh systemd-networkd; systemctl mask systemd-networkd-wait-online apt-daily.timer "
             "apt-daily-upgrade.timer dpkg-db-backup.timer fstrim.timer e2scrub_all.timer man-db.timer"
         )

@@ -42,6 +42,7 @@ class AgentConfig:
     roles: tuple[str, ...] = ROLES
     log_files: bool = True
     conf_dir: Path | None = None
+    host_managers: bool = True
     corefile: Path | None = None
     proxy_config: Path | None = None
     sets: tuple[tuple[str, str, str], ...] = ()
@@ -75,6 +76,7 @@ def wiring_config(config: AgentConfig) -> object:
             cluster_cidrs=config.cluster_cidrs,
             uplink=config.uplink or find_uplink(config.address),
             conf_dir=config.conf_dir,
+            host_managers=config.host_managers,
         ),
         "wiring",
         config.sets,

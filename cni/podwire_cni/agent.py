@@ -29,9 +29,10 @@ from podwire_base.role import beat, files, hostports, layout, logs
 from podwire_base.role.run import main, stop_event
 from podwire_base.role.status import RoleStatus
 
-from . import conflistfile, nodes, overlay, routes, runtimes, wiring
+from . import conflistfile, managerfiles, nodes, overlay, routes, runtimes, wiring
 from .commands import Plugin
 from .firewall import Firewall
+from .hostmanagers import notes
 from .ipam import hostlocal
 from .ipam.allocator import Allocator
 from .ipam.ranges import podcidr_range
@@ -63,6 +64,7 @@ class WiringConfig:
     these leases over at its start. runtime_sockets: the CRI sockets of the node's container runtime, which is asked
     for its sandboxes when a pod vanished without a DEL; None: those of the common runtimes, if `conf_dir` says that a
     runtime of the machine uses this agent.
+    host_managers: whether the agent of a machine tells the machine's network managers of podwire's interfaces.
     """
 
     node_name: str
@@ -77,6 +79,7 @@ class WiringConfig:
     quarantine: float = 30.0
     host_local: Path | None = None
     runtime_sockets: tuple[str, ...] | None = None
+    host_managers: bool = True
 
     def __post_init__(self) -> None:
         """Raises ValueError; its text begins with the field's name."""
@@ -123,6 +126,8 @@ class Agent:
             networks=self.networks,
         )
         self.care = PodCare(self.plugin, config.node_name, config.sockets)
+        on_machine = config.host_managers and managerfiles.on_the_machine()
+        self.managers = managerfiles.Managers(config.uplink) if on_machine else None
         self.status = RoleStatus(config.run_dir, "wiring")
         self._told: tuple[str, ...] = ()
         self._near: frozenset[IPAddress] = frozenset()
@@ -133,6 +138,7 @@ class Agent:
 
     def restore(self) -> None:
         """Continue from the last agent's state, without the API server."""
+        self._tell_managers()
         if last := conflistfile.read(self.config.conflist):
             self._become(self._net(last.ranges, last.mtu), None)
 
@@ -207,6 +213,7 @@ class Agent:
         beat.tick("bridge")
         for line in self.networks.ensure():
             log.error("network refused", network=line)
+        self._tell_managers()
         first = self.node is None
         for line in self.plugin.settle_damaged() if first else ():
             log.warn("damaged lease", lease=line)
@@ -235,6 +242,11 @@ class Agent:
             log.info("conflist written", path=str(self.config.conflist))
         self._look_for_rival()
 
+    def _tell_managers(self) -> None:
+        """Tell the machine's network managers of podwire's interfaces. Call it before the interfaces are made."""
+        for path in self.managers.tell(self.networks.known) if self.managers else ():
+            log.info("drop-in written", file=str(path))
+
     def _look_for_rival(self) -> None:
         """Tell in log and status which file the container runtime reads instead of the agent's conflist."""
         rival = conflistfile.rival(self.config.conflist)
@@ -262,6 +274,8 @@ class Agent:
         message = f"{figures['pods']} pods in {cidrs}, routes to {peers - lost} of {peers} podCIDRs"
         message += f", {tunnelled} of them by VXLAN" if tunnelled else ""
         message += "".join(f"; {problem}" for problem in self._told[:SHOWN])
+        if self.managers:
+            message += "".join(f"; {note}" for note in notes(self.managers.seen(), self.config.uplink))
         message += f"; {self.care.note}" if self.care.note else ""
         message += f"; new pods do not come here, the runtime reads {self._rival} first" if self._rival else ""
         self.status.update(

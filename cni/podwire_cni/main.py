@@ -195,6 +195,12 @@ def _cidrs(context: click.Context, option: click.Parameter, values: tuple[str, .
     help="Take over the leases of the reference plugins, of /var/lib/cni/networks/NAME. Remove their conflist first.",
 )
 @click.option(
+    "--host-managers/--no-host-managers",
+    default=True,
+    show_default=True,
+    help="Keep systemd-networkd, udev and NetworkManager of this machine off podwire's interfaces (drop-ins in /run).",
+)
+@click.option(
     "--runtime-socket",
     "runtime_sockets",
     type=click.Path(),

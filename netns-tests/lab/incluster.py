@@ -267,10 +267,12 @@ class WorkloadPod:
         return {**env, **moved, **more}
 
     def run_init(self) -> str:
-        (container,) = self.spec["initContainers"]
-        args = [str(self.folder) if word == "/host" else word for word in container["args"]]
-        env = {**self.environment(container), "PODWIRE_CNI_CONF_DIR": "/etc/cni/net.d"}
-        return self.ns.run([f"{sys.prefix}/bin/podwire", *args], env=env).stdout
+        said = ""
+        for container in self.spec["initContainers"]:
+            args = [str(self.folder) if word == "/host" else word for word in container["args"]]
+            env = {**self.environment(container), "PODWIRE_CNI_CONF_DIR": "/etc/cni/net.d"}
+            said += self.ns.run([f"{sys.prefix}/bin/podwire", *args], env=env).stdout
+        return said
 
     def start(self, **more: str) -> None:
         """Start the container. If it is not privileged, it has only the capabilities in the manifest."""

@@ -128,6 +128,13 @@ def refused(settings: Mapping[str, str]) -> str:
     help="Put other plugins' configurations aside; uninstall puts them back. [PODWIRE_TAKE_OVER]",
 )
 @click.option(
+    "--host-managers/--no-host-managers",
+    envvar="PODWIRE_HOST_MANAGERS",
+    default=True,
+    show_default=True,
+    help="Whether --only managers writes drop-ins for networkd, udev and NetworkManager. [PODWIRE_HOST_MANAGERS]",
+)
+@click.option(
     "--program",
     default=str(Path(sys.prefix) / "bin" / "podwire"),
     show_default=True,
@@ -148,6 +155,7 @@ def install(
     cni_bin_dir: str,
     cni_conf_dir: str,
     take_over: bool,
+    host_managers: bool,
     program: str,
     dry_run: bool,
 ) -> None:
@@ -185,6 +193,7 @@ def install(
             data_dir,
             listen,
             take_over,
+            host_managers,
         )
     except plan.BadInstall as error:
         raise Failed(str(error)) from error

@@ -72,6 +72,12 @@ def setting(flag: str, *names: str, **more: Any) -> Callable[[Callable[..., Any]
 @setting(
     "--cni-conf-dir", type=click.Path(path_type=Path), help="Where container runtimes look; default: RUN_DIR/cni/net.d"
 )
+@setting(
+    "--host-managers/--no-host-managers",
+    default=True,
+    show_default=True,
+    help="Keep systemd-networkd, udev and NetworkManager of this machine off podwire's interfaces (drop-ins in /run).",
+)
 @setting("--set", "sets", multiple=True, metavar="ROLE.FIELD=VALUE", help="A single field of a role; repeatable.")
 @setting(
     "--log-files/--no-log-files",
@@ -143,6 +149,7 @@ def agent_config(
     proxy_config: Path | None,
     uplink: str,
     cni_conf_dir: Path | None,
+    host_managers: bool,
     sets: tuple[str, ...],
     log_files: bool,
     pods: bool,
@@ -174,6 +181,7 @@ def agent_config(
         roles=roles,
         log_files=log_files,
         conf_dir=None if pods else cni_conf_dir,
+        host_managers=host_managers,
         corefile=corefile,
         proxy_config=proxy_config,
         sets=assignments(sets),

@@ -60,7 +60,7 @@ def _has_nft() -> bool:
 
 
 def look_for_uninstall(root: Path, bin_dir: str, conf_dir: str) -> plan.Facts:
-    known = [plan.RECORD, plan.SETTINGS, f"{bin_dir}/{plan.PLUGIN}", f"{bin_dir}/loopback"]
+    known = [plan.RECORD, plan.SETTINGS, *plan.DROP_INS, f"{bin_dir}/{plan.PLUGIN}", f"{bin_dir}/loopback"]
     return look(root, [*known, *plan.recorded(look(root, known, conf_dir)).written], conf_dir)
 
 

@@ -14,13 +14,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath as Path
 
+from podwire_cni import hostmanagers
+
 from . import hardening
 
-PARTS = ("plugin", "agent", "control-plane")
+PARTS = ("plugin", "agent", "control-plane", "managers")
 SETTINGS, RECORD, UNITS = "/etc/podwire/agent.env", "/etc/podwire/installed.json", "/etc/systemd/system"
 ASIDE = ".before-podwire"
 CONFLIST = "10-podwire.conflist"
 PLUGIN = "podwire-cni"
+DROP_INS = tuple(f"/run/{name}" for name in hostmanagers.drop_ins())  # they end with the boot, so no record has them
 
 
 class BadInstall(Exception):
@@ -93,6 +96,7 @@ class Wanted:
     the CNI plugin program; only a compiled program can also serve as `loopback`. settings: variables to set in
     agent.env; the value "" removes a variable. listen: the "ADDRESS:PORT" at which other machines reach the API server
     (part control-plane). take_over: rename the configurations of other CNI plugins, so that runtimes ignore them.
+    host_managers: whether the part managers (drop-ins for the host's network managers) writes anything.
     """
 
     parts: tuple[str, ...]
@@ -104,6 +108,7 @@ class Wanted:
     data_dir: str = "/var/lib/podwire"
     listen: str = ""
     take_over: bool = False
+    host_managers: bool = True
 
     def __post_init__(self) -> None:
         if strange := set(self.parts) - set(PARTS):
@@ -299,6 +304,8 @@ def _files(wanted: Wanted, facts: Facts) -> dict[str, Write]:
         text = merged_settings(before, wanted.settings, defaults)
         named = read_settings(text)
         found.append(Write(SETTINGS, text.encode(), 0o600))
+    if "managers" in wanted.parts and wanted.host_managers:
+        found += [Write(f"/run/{name}", text.encode()) for name, text in hostmanagers.drop_ins().items()]
     found += [Write(f"{UNITS}/{name}", content) for name, content in units(wanted, named).items()]
     return {write.path: write for write in found}
 
@@ -330,6 +337,7 @@ def paths(wanted: Wanted) -> list[str]:
         f"{wanted.cni_bin_dir}/loopback",
         SETTINGS,
         RECORD,
+        *DROP_INS,
         *(f"{UNITS}/{name}" for name in units(wanted)),
     ]
 
@@ -350,7 +358,7 @@ def install(wanted: Wanted, facts: Facts) -> list[Step]:
     links = {link_path(name): f"../{name}" for name in units(wanted)}
     steps += [Link(path, target) for path, target in links.items() if facts.links.get(path) != target]
     record = json.dumps(
-        {"written": sorted({*before.written, *files}), "links": sorted({*before.links, *links})}, indent=1
+        {"written": sorted({*before.written, *files} - {*DROP_INS}), "links": sorted({*before.links, *links})}, indent=1
     )
     # An install of the plugin alone writes no record: the image's install container can write only to the plugin
     # directories.
@@ -391,7 +399,7 @@ def uninstall(
     aside = [name for name in facts.configurations if name.endswith(ASIDE)]
     steps += [Move(f"{cni_conf_dir}/{name}", f"{cni_conf_dir}/{name.removesuffix(ASIDE)}") for name in sorted(aside)]
     plugin, loopback = f"{cni_bin_dir}/{PLUGIN}", f"{cni_bin_dir}/loopback"
-    ours = {*record.written, plugin} - ({SETTINGS} if not purge else set())
+    ours = {*record.written, *DROP_INS, plugin} - ({SETTINGS} if not purge else set())
     if facts.files.get(loopback) == facts.files.get(plugin):
         ours.add(loopback)
     gone = sorted(path for path in ours if path in facts.files)

@@ -139,6 +139,20 @@ def test_the_plugin_alone_writes_nowhere_else(tmp_path: Path) -> None:
     assert tree(tmp_path) == {}
 
 
+def test_the_managers_alone_write_nowhere_else(tmp_path: Path) -> None:
+    """The DaemonSet's other init container has only these directories of the node; a switch turns it off."""
+    install(tmp_path, wanted("managers", settings={}, host_managers=False))
+    assert tree(tmp_path) == {}
+    install(tmp_path, wanted("managers", settings={}))
+    assert sorted(tree(tmp_path)) == [
+        "run/NetworkManager/conf.d/99-podwire.conf",
+        "run/systemd/network/00-podwire.link",
+        "run/systemd/network/00-podwire.network",
+    ]
+    uninstall(tmp_path)
+    assert tree(tmp_path) == {}
+
+
 def test_units_say_what_they_run(tmp_path: Path) -> None:
     install(tmp_path, wanted("agent", "control-plane", listen="192.0.2.1:7443", data_dir="/srv/pod wire"))
     folder = tmp_path / "etc/systemd/system"
@@ -315,6 +329,7 @@ def test_every_setting_of_the_agent_can_be_given(tmp_path: Path) -> None:
         "PODWIRE_SET": "dns.ttl=3 wiring.mtu=1400",
         "PODWIRE_PODS": "false",
         "PODWIRE_LOG_FILES": "no",
+        "PODWIRE_HOST_MANAGERS": "false",
         "PODWIRE_LOG_JSON": "1",
         "PODWIRE_WATCHDOG": "off",
         "PODWIRE_ADDRESS": "192.0.2.7",
