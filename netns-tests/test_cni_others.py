@@ -1,7 +1,8 @@
-"""Another program deletes the link of a pod, or sets it down."""
+"""What other programs and people do to a node: they delete the link of a pod, lay another conflist, edit ours."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -64,4 +65,26 @@ def test_a_link_that_was_set_down_is_set_up(cluster: Cluster) -> None:
     one.ns.run(["ip", "link", "set", host_veth(Attachment("down", "eth0")), "down"])
     wait_until(lambda: "set up again" in one.log(), "the agent notices")
     assert ask(peer, ip, port) == peer_ip
+    cluster.clear()
+
+
+def test_the_file_that_the_runtime_reads_is_named(cluster: Cluster) -> None:
+    one = cluster.nodes[0]
+    other = one.run_dir / "cni" / "net.d" / "05-flannel.conflist"
+    other.write_text(json.dumps({"name": "cbr0", "plugins": [{"type": "flannel"}]}))
+    wait_until(lambda: f"the runtime reads {other} (network cbr0" in one.status()["message"], "the status names it")
+    assert "another conflist comes first" in one.log()
+    other.unlink()
+    wait_until(lambda: "the runtime reads" not in one.status()["message"], "it is gone")
+
+
+@pytest.mark.parametrize("edited", ["{", '{"cniVersion": "1.0.0", "name": "podwire", "hairpin": true}', "[]"])
+def test_del_with_an_edited_conflist(cluster: Cluster, edited: str) -> None:
+    one = cluster.nodes[0]
+    pod, _ = cluster.pod(one, "edited")
+    socket = str(one.run_dir / "cni.sock")
+    answer = one.cni("DEL", "edited", pod, edited, PODWIRE_CNI_SOCKET=socket, CNI_ARGS="IgnoreUnknown")
+    assert (answer.status, answer.out) == (0, ""), one.log()
+    assert one.leases() == {} and not [name for name in one.links() if name.startswith("veth")]
+    assert "del in spite of its configuration" in one.log()
     cluster.clear()
