@@ -13,8 +13,11 @@ from podwire_base.kube.errors import ConfigError
 from podwire_base.kube.shape import ANY
 
 from .externalips import CHOICES, RESERVED, SERVE, port_range
-from .model import Claimable, NodeInfo, covers, is_v6, normal_cidr
+from .model import Claimable, NodeInfo, covers, is_v6, normal_cidr, normal_ip
 
+METRICS_PORT, HEALTHZ_PORT = 10249, 10256
+# kube-proxy's defaults: its tests find a closed connection of a client that waits for an hour, not for a minute
+CONNTRACK = (("nf_conntrack_tcp_timeout_established", 86400), ("nf_conntrack_tcp_timeout_close_wait", 3600))
 DETECTORS = ("ClusterCIDR", "NodeCIDR", "BridgeInterface", "InterfaceNamePrefix")
 LIBERAL = "nf_conntrack_tcp_be_liberal"
 NODES = "/api/v1/nodes"
@@ -36,9 +39,13 @@ class ProxyConfig:
     /configz; healthz_address: "host:port" for /healthz and /livez; "" disables the pages. healthz_timeout: seconds for
     which an update may wait before the proxy counts as unhealthy. conntrack_max_per_core, conntrack_min: the required
     number of flows per core, and in total; the proxy raises conntrack's maximum but never lowers it; 0: no change.
+    conntrack_table: whether this role may set the maximum, which is the machine's and not a network namespace's.
     conntrack: net.netfilter settings to write, such as ("nf_conntrack_tcp_timeout_close_wait", 3600).
     external_ips_on_nodes: "Serve" or "Refuse" externalIPs that are a node's address. external_ips_reserved_ports: ports
-    and ranges ("22", "10248-10259") that are never served there.
+    and ranges ("22", "10248-10259") that are never served there. bind_hard_fail: end if another program has the address
+    of the pages; else try again. oom_score_adj: of this process; 0: no change.
+
+    An IP address without a port gets kube-proxy's port, 10249 or 10256.
     """
 
     node_name: str
@@ -59,11 +66,18 @@ class ProxyConfig:
     node_port_addresses: tuple[str, ...] = ("primary",)
     node_cidrs: tuple[str, ...] = ()
     localhost_node_ports: bool = False
-    conntrack: tuple[tuple[str, int], ...] = ()
+    conntrack: tuple[tuple[str, int], ...] = CONNTRACK
     conntrack_max_per_core: int = 32768
     conntrack_min: int = 131072
+    conntrack_table: bool = True
     external_ips_on_nodes: str = SERVE
     external_ips_reserved_ports: tuple[str, ...] = RESERVED
+    bind_hard_fail: bool = False
+    oom_score_adj: int = 0
+
+    def __post_init__(self) -> None:
+        for name, port in (("metrics_address", METRICS_PORT), ("healthz_address", HEALTHZ_PORT)):
+            object.__setattr__(self, name, with_port(getattr(self, name), port))
 
     def node(
         self,
@@ -82,6 +96,28 @@ class ProxyConfig:
     def scans_addresses(self) -> bool:
         """Whether the proxy needs the addresses of the machine."""
         return self.node_port_addresses != ("primary",)
+
+
+def _check_numbers(config: ProxyConfig) -> None:
+    for text in config.external_ips_reserved_ports:
+        try:
+            port_range(text)
+        except ValueError:
+            raise ConfigError(
+                f"external_ips_reserved_ports: {text!r} is not a port or a range of ports such as 22 or 10248-10259"
+            ) from None
+    if not -1000 <= config.oom_score_adj <= 1000:
+        raise ConfigError(f"oom_score_adj: {config.oom_score_adj} is not a number from -1000 to 1000")
+
+
+def with_port(address: str, port: int) -> str:
+    """Adds the port to an IP address without one, as kube-proxy's AppendPortIfNeeded: "0.0.0.0", "::", "[::]"."""
+    bare = address[1:-1] if address.startswith("[") and address.endswith("]") else address
+    try:
+        ip = normal_ip(bare)
+    except ValueError:
+        return address
+    return f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"
 
 
 def check(config: ProxyConfig) -> None:
@@ -105,17 +141,13 @@ def check(config: ProxyConfig) -> None:
                 ipaddress.ip_network(cidr, strict=False)
             except ValueError as err:
                 raise ConfigError(f"{name}: {cidr!r} is not a CIDR such as 10.244.0.0/16") from err
-    if config.external_ips_on_nodes not in CHOICES:
-        raise ConfigError(f"external_ips_on_nodes: {config.external_ips_on_nodes!r} is none of {', '.join(CHOICES)}")
-    for text in config.external_ips_reserved_ports:
-        try:
-            port_range(text)
-        except ValueError:
-            raise ConfigError(
-                f"external_ips_reserved_ports: {text!r} is not a port or a range of ports such as 22 or 10248-10259"
-            ) from None
-    if config.detect_local not in DETECTORS:
-        raise ConfigError(f"detect_local: {config.detect_local!r} is none of {', '.join(DETECTORS)}")
+    for name, value, known in (
+        ("external_ips_on_nodes", config.external_ips_on_nodes, CHOICES),
+        ("detect_local", config.detect_local, DETECTORS),
+    ):
+        if value not in known:
+            raise ConfigError(f"{name}: {value!r} is none of {', '.join(known)}")
+    _check_numbers(config)
     if config.detect_local in ("BridgeInterface", "InterfaceNamePrefix") and not 0 < len(config.local_interface) < 16:
         raise ConfigError(f"local_interface: {config.detect_local} needs an interface's name (1 to 15 characters)")
     for name, address in (("metrics_address", config.metrics_address), ("healthz_address", config.healthz_address)):

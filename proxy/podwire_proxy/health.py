@@ -25,6 +25,7 @@ from .metrics import Metrics
 
 log = logs.get("proxy")
 NOSNIFF = {"X-Content-Type-Options": "nosniff"}
+SITE_AGAIN = 5.0  # as kube-proxy
 AGAIN = 2.0  # seconds until the next attempt to open a listener that failed
 
 
@@ -75,6 +76,38 @@ def pages(metrics: Metrics, health: Callable[[], Health], mode: str, config: Map
         "/proxyMode": lambda: web.Answer(200, mode),
         "/configz": lambda: web.Answer(200, json.dumps({"kubeproxy.config.k8s.io": config}), web.JSON),
     }
+
+
+class Sites:
+    """Serves the pages on several addresses. problems: address -> why it is not served.
+
+    If another program has an address (kube-proxy during a migration), the next attempt is SITE_AGAIN seconds later.
+    """
+
+    def __init__(self, found: Mapping[str, web.Page]) -> None:
+        self._pages = found
+        self.problems: dict[str, str] = {}
+
+    def told(self) -> list[str]:
+        """Returns a line for each address that is not served."""
+        return [f"pages are not served on {address}: {why}" for address, why in self.problems.items()]
+
+    async def serve(self, address: str) -> None:
+        """Serves until it is cancelled."""
+        while True:
+            try:
+                site = await web.serve(address, self._pages)
+            except OSError as err:
+                if address not in self.problems:
+                    log.warn("pages are not served; trying again", address=address, problem=err.strerror or str(err))
+                self.problems[address] = err.strerror or str(err)
+                await asyncio.sleep(SITE_AGAIN)
+                continue
+            self.problems.pop(address, None)
+            try:
+                await asyncio.Event().wait()
+            finally:
+                await site.cleanup()
 
 
 class ServiceChecks:

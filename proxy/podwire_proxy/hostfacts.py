@@ -84,7 +84,9 @@ class Foreign:
 
 @dataclass(frozen=True, slots=True)
 class HostFacts:
-    """The facts of one network namespace. foreign: the foreign rules, per backend."""
+    """The facts of one network namespace. foreign: the foreign rules, per backend. conntrack_refused: (setting, wanted
+    value, reason) of net.netfilter settings that could not be written.
+    """
 
     forwarding: bool = True
     strict_rp_filter: bool = False
@@ -92,6 +94,7 @@ class HostFacts:
     conntrack_max: int = 0
     foreign: tuple[Foreign, ...] = ()
     conntrack_wanted: int = 0
+    conntrack_refused: tuple[tuple[str, int, str], ...] = ()
 
 
 def findings(facts: HostFacts) -> list[str]:
@@ -111,6 +114,8 @@ def findings(facts: HostFacts) -> list[str]:
             f"conntrack has room for {facts.conntrack_max} flows, {facts.conntrack_wanted} wanted; only the host's "
             f"own namespace can set it: sysctl -w net.netfilter.nf_conntrack_max={facts.conntrack_wanted}"
         )
+    for name, value, why in facts.conntrack_refused:
+        found.append(f"net.netfilter.{name} cannot be set to {value}: {why}; sysctl -w net.netfilter.{name}={value}")
     for chain in (chain for one in facts.foreign for chain in one.drop_chains):
         family, table, name = chain.split(" ", 2)
         found.append(

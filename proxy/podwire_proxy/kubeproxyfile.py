@@ -1,7 +1,8 @@
 """Converts a KubeProxyConfiguration (kubeproxy.config.k8s.io/v1alpha1) to fields of ProxyConfig. Pure.
 
 The module accepts the file of an existing cluster. It uses settings with a counterpart in podwire, and reports settings
-without a counterpart and unknown keys. Zero values ("", null, 0, "0s") mean kube-proxy's defaults and are ignored.
+without a counterpart and unknown keys. Zero values ("", null, 0, "0s") mean kube-proxy's defaults. In the section
+`conntrack` a zero means the kernel's value.
 """
 
 from __future__ import annotations
@@ -12,9 +13,12 @@ from typing import Any
 from podwire_base.kube.errors import ConfigError
 from podwire_base.kube.times import duration
 
+from .config import CONNTRACK
+
 MODES, DEFAULT_MODE = ("iptables", "ipvs", "nftables"), "iptables"  # the modes of kube-proxy
 REFERENCE_MODE = "nftables"  # podwire behaves like this mode with every backend
 API, KIND = "kubeproxy.config.k8s.io/v1alpha1", "KubeProxyConfiguration"
+OOM_SCORE_ADJ = -999
 _SECTION = {"masqueradeBit", "masqueradeAll", "syncPeriod", "minSyncPeriod"}
 KNOWN: dict[str, set[str]] = {
     "": {
@@ -78,12 +82,10 @@ HARMLESS = {
     "clientConnection.qps",
     "clientConnection.burst",
     "bindAddress",
-    "bindAddressHardFail",
     "iptables.masqueradeBit",
     "nftables.masqueradeBit",
     "portRange",
     "configSyncPeriod",
-    "oomScoreAdj",
     "logging",
     "windowsRunAsService",
     "winkernel",
@@ -190,17 +192,46 @@ def read(document: Any, served: Sequence[str]) -> tuple[dict[str, Any], list[str
         if fields.get("detect_local") == mode:
             put("local_interface", value)
     put("localhost_node_ports", reader.take("iptables.localhostNodePorts", bool))
-    conntrack = [(name, int(value)) for key, name in SYSCTLS.items() if (value := reader.duration(f"conntrack.{key}"))]
-    section = reader.document.get("conntrack")
-    if isinstance(section, Mapping) and section.get("maxPerCore") == 0:
-        fields["conntrack_max_per_core"] = 0  # kube-proxy's setting for an unchanged maximum
-    put("conntrack_max_per_core", reader.take("conntrack.maxPerCore", int))
-    put("conntrack_min", reader.take("conntrack.min", int))
-    if reader.take("conntrack.tcpBeLiberal", bool):
-        conntrack.append(("nf_conntrack_tcp_be_liberal", 1))
-    if conntrack:
-        fields["conntrack"] = tuple(conntrack)
+    _conntrack(reader, put)
+    put("bind_hard_fail", reader.take("bindAddressHardFail", bool))
+    put("oom_score_adj", reader.take("oomScoreAdj", int))
     return fields, reader.left()
+
+
+def _conntrack(reader: Reader, put: Callable[[str, Any], None]) -> None:
+    """Reads the section `conntrack`. Its keys are pointers in kube-proxy: null means the default, and a zero leaves the
+    kernel's value.
+    """
+    section = reader.document.get("conntrack")
+    if not isinstance(section, Mapping):
+        return
+    timeouts = dict(CONNTRACK)
+    for key, name in SYSCTLS.items():
+        value = reader.duration(f"conntrack.{key}")
+        if value:
+            timeouts[name] = max(1, int(value))
+        elif section.get(key) not in (None, ""):
+            timeouts.pop(name, None)
+    if reader.take("conntrack.tcpBeLiberal", bool):
+        timeouts["nf_conntrack_tcp_be_liberal"] = 1
+    if (settings := tuple(timeouts.items())) != CONNTRACK:
+        put("conntrack", settings)
+    for key, name in (("maxPerCore", "conntrack_max_per_core"), ("min", "conntrack_min")):
+        number = reader.take(f"conntrack.{key}", int)
+        put(name, 0 if number is None and section.get(key) == 0 else number)
+
+
+def silent(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the fields of ProxyConfig for what the file does not say, where kube-proxy's default is another than
+    podwire's without a file. Source: SetDefaults_KubeProxyConfiguration of kubeproxy.config.k8s.io/v1alpha1.
+    """
+    v6 = ":" in str(document.get("bindAddress") or "")
+    return {
+        "cluster_cidrs": (),  # no source counts as a pod
+        "healthz_address": "::" if v6 else "0.0.0.0",
+        "metrics_address": "::1" if v6 else "127.0.0.1",
+        **({"oom_score_adj": OOM_SCORE_ADJ} if document.get("oomScoreAdj") is None else {}),
+    }
 
 
 def _mode(reader: Reader, fields: dict[str, Any], served: Sequence[str]) -> None:
@@ -254,6 +285,8 @@ def write(config: Any) -> dict[str, Any]:
         "clusterCIDR": ",".join(config.cluster_cidrs),
         "healthzBindAddress": config.healthz_address,
         "metricsBindAddress": config.metrics_address,
+        "bindAddressHardFail": config.bind_hard_fail,
+        "oomScoreAdj": config.oom_score_adj,
         "nodePortAddresses": list(config.node_port_addresses),
         "externalIPsOnNodes": config.external_ips_on_nodes,
         "externalIPsReservedPorts": list(config.external_ips_reserved_ports),
@@ -263,6 +296,7 @@ def write(config: Any) -> dict[str, Any]:
         "conntrack": {
             "maxPerCore": config.conntrack_max_per_core,
             "min": config.conntrack_min,
-            **{key: f"{settings[name]}s" for key, name in SYSCTLS.items() if name in settings},
+            **{key: f"{settings.get(name, 0)}s" for key, name in SYSCTLS.items()},
+            "tcpBeLiberal": "nf_conntrack_tcp_be_liberal" in settings,
         },
     }

@@ -37,7 +37,7 @@ from .config import DETECTORS, NODE_SHAPE, NODES, ProxyConfig, eligible, one_sid
 from .events import Events
 from .externalips import CHOICES, RESERVED, SERVE
 from .externalwatch import ExternalWatch
-from .health import Health, ServiceChecks
+from .health import Health, ServiceChecks, Sites
 from .hostfacts import findings
 from .memory import frugal
 from .metrics import Metrics
@@ -87,10 +87,13 @@ class Proxy:
         self._ranges: dict[str, tuple[str, ...]] = {}
         self._service_cidrs: tuple[str, ...] = ()
         self._host: list[str] = []
-        self._conntrack_wanted = wanted_flows(self.config, os.cpu_count() or 1)
+        self.conntrack = host.ConntrackSettings(
+            dict(self.config.conntrack), wanted_flows(self.config, os.cpu_count() or 1), self.config.conntrack_table
+        )
         self.checks = ServiceChecks(lambda: self.health().healthy, self._check_failed)
         self._checks_wake = asyncio.Event()
         self._info = self.config.node()  # of the last Node
+        self.sites = Sites({})
         self.externals = ExternalWatch(self.config, self.tracker, self._read_node, self._send_event)
         self.claims = ClaimWatch(
             self.config.run_dir, self.config.node_name, self.tracker, self._post_event, self._report
@@ -219,8 +222,12 @@ class Proxy:
 
     def _look_at_host(self) -> None:
         try:
-            facts = replace(host.facts(backends.foreign()), conntrack_wanted=self._conntrack_wanted)
-            found = findings(facts)
+            self.conntrack.apply()
+            refused = [(name, self.conntrack.wanted[name], why) for name, why in self.conntrack.refused.items()]
+            facts = host.facts(backends.foreign())
+            found = findings(
+                replace(facts, conntrack_wanted=self.conntrack.flows, conntrack_refused=tuple(sorted(refused)))
+            )
         except OSError as err:
             log.warn("the host could not be checked", error=str(err))
             return
@@ -255,7 +262,7 @@ class Proxy:
         else:
             problems = [] if self._node is None or self._info.addresses else [NO_ADDRESS]
             message = f"{plane.services} Services, {self.tracker.endpoints} endpoints" + "".join(
-                f"; {problem}" for problem in (*problems, *self.claims.status, *self._host)
+                f"; {problem}" for problem in (*problems, *self.claims.status, *self._host, *self.sites.told())
             )
             self.status.update(ready=True, message=message, **figures)
 
@@ -375,18 +382,27 @@ async def _main(config: ProxyConfig) -> None:
     backends.configured(config).remove_idle(config.node())
     if config.localhost_node_ports and (problem := host.route_localnet()):
         log.warn("NodePorts on 127.0.0.1 will not answer: packets of lo cannot leave by other links", problem=problem)
-    host.raise_conntrack_max(wanted_flows(config, os.cpu_count() or 1))
-    for name, problem in host.set_conntrack(config.conntrack):
-        log.warn("conntrack setting could not be made", setting=name, problem=problem)
+    if config.oom_score_adj and (problem := host.set_oom_score(config.oom_score_adj)):
+        log.warn("oomScoreAdj could not be set", value=config.oom_score_adj, problem=problem)
     proxy = Proxy(config)
+    proxy.conntrack.apply()  # what is refused is told after the first sync, when the module is loaded
     async with contextlib.AsyncExitStack() as stack:
         api = await stack.enter_async_context(ApiClient(load(config.kubeconfig)))
         events = Events(api, config.node_name)
         proxy.tell, proxy.post = events.send, events.post
         found = health.pages(proxy.metrics, proxy.health, config.backend, kubeproxyfile.write(config))
-        for address in {config.metrics_address, config.healthz_address} - {""}:
+        addresses = {config.metrics_address, config.healthz_address} - {""}
+        for address in addresses if config.bind_hard_fail else ():
             stack.push_async_callback((await web.serve(address, found)).cleanup)
-        await until_stopped(stop, proxy.run(api))
+        proxy.sites = Sites(found)
+
+        async def work() -> None:
+            async with asyncio.TaskGroup() as group:
+                for address in () if config.bind_hard_fail else addresses:
+                    group.create_task(proxy.sites.serve(address))
+                group.create_task(proxy.run(api))
+
+        await until_stopped(stop, work())
     proxy.sweeper.close()
     proxy.proxier.close()
 

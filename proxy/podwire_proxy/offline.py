@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -58,4 +59,5 @@ def configured(file: Path | None, flags: Mapping[str, Any]) -> ProxyConfig:
             )
         except (OSError, yaml.YAMLError, UnicodeDecodeError, ConfigError) as err:
             raise ConfigError(f"{file}: {err}") from err
+        fields = {**fields, "node_name": fields.get("node_name") or socket.gethostname().strip().lower()}
     return merged(fields, flags)

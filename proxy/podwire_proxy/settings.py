@@ -15,14 +15,14 @@ SERVICE_LABELS, SLICE_LABELS = "!service.kubernetes.io/service-proxy-name", "!se
 
 
 def of_file(document: Any, served: Sequence[str], note: Callable[[str], None]) -> dict[str, Any]:
-    """Returns the fields that a KubeProxyConfiguration sets. Raises ConfigError.
+    """Returns the fields that a KubeProxyConfiguration sets, with kube-proxy's defaults. Raises ConfigError.
 
     served: names of the backends, the default first. note: gets each setting that podwire handles differently.
     """
     fields, notes = kubeproxyfile.read(document, served)
     for one in notes:
         note(one)
-    return {"cluster_cidrs": (), **fields}  # for kube-proxy, no clusterCIDR means that no source counts as a pod
+    return {**kubeproxyfile.silent(document), **fields}
 
 
 def merged(fields: Mapping[str, Any], flags: Mapping[str, Any]) -> ProxyConfig:

@@ -69,12 +69,13 @@ class ClusterConfig:
                 raise BadConfig(f"{nets[a]} and {nets[b]} overlap: nodes, pods and Services need ranges of their own")
 
     def role_sets(self, backend: Mapping[str, str]) -> tuple[tuple[str, str, str], ...]:
-        """Return settings for the nodes' agents: the proxy's backend and /metrics on the lo of each node. backend:
+        """Return settings for the nodes' agents: the proxy's backend, and /metrics on the lo of each node. backend:
         field of ProxyConfig -> value.
         """
         return (
             *(("proxy", field, value) for field, value in backend.items()),
             ("proxy", "metrics_address", "127.0.0.1:10249"),
+            ("proxy", "conntrack_table", "false"),  # a node is a network namespace, and the table is the machine's
             ("dns", "metrics_address", "127.0.0.1:9153"),
         )
 

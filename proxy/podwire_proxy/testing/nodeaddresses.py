@@ -97,16 +97,16 @@ def node_addresses() -> list[Scenario]:
         ),
         Scenario(
             "externalIPs of nodes: refused by the setting",
-            (_made(TARGET, ips=(HOST, NODE_IP)), _ends(*BOTH, numbers=(TARGET,))),
-            {packet(POD, HOST, TARGET): PASS, packet(OUT, NODE_IP, TARGET): PASS, packet(POD, VIP, TARGET): ALL},
+            (_made(PORT, TARGET, ips=(HOST, NODE_IP)), _ends(*BOTH, numbers=(PORT, TARGET))),
+            {packet(POD, HOST, TARGET): PASS, packet(OUT, NODE_IP): PASS, packet(POD, VIP, TARGET): ALL},
             replace(NEAR, claimable=replace(RULES, serve=False)),
         ),
         Scenario(
             "externalIPs of nodes: no endpoints, a host-network endpoint of another Service there",
-            (_made(TARGET, ips=(HOST, NODE_IP)), _ends(numbers=(TARGET,)), *elsewhere),
+            (_made(PORT, TARGET, ips=(HOST, NODE_IP)), _ends(numbers=(PORT, TARGET)), *elsewhere),
             {
                 packet(POD, HOST, TARGET): PASS,
-                packet(OUT, NODE_IP, TARGET): PASS,
+                packet(OUT, NODE_IP): PASS,
                 packet(POD, VIP2): to([H], False),
                 packet(POD, VIP, TARGET): NO_ENDPOINTS,
             },
