@@ -50,8 +50,9 @@ def _ips(service: Object) -> list[str]:
     return [str(item["ip"]) for item in lb.readable(service) if item.get("ip")]
 
 
-def _age(service: Object) -> tuple[str, str]:
-    return str(service["metadata"].get("creationTimestamp") or ""), key(service)
+def _age(service: Object) -> tuple[str, str, str]:
+    """Of two Services with one address the lower one keeps it, as in the proxy's rules."""
+    return str(service["metadata"].get("creationTimestamp") or ""), uid(service), key(service)
 
 
 def _held(snapshot: Snapshot, without: str) -> dict[str, Object]:

@@ -77,6 +77,22 @@ class Owners:
         return occupied(self._nodes, (), api, self._gateways).within(pools)
 
 
+def _age(service: meta.Object) -> dict[str, str]:
+    """Returns what decides between two Services, as in the proxy's rules (claims.py)."""
+    return {field: str(service["metadata"].get(field) or "") for field in ("creationTimestamp", "uid")}
+
+
+def _elder_first(service: meta.Object) -> tuple[str, ...]:
+    return (*_age(service).values(), meta.key(service))
+
+
+def _serving_all(elder: frozenset[str] | None, younger: frozenset[str] | None) -> frozenset[str] | None:
+    """Returns the nodes that can serve both; without such nodes those of the elder, if it has any. None: all nodes."""
+    if not elder:  # every node, or none
+        return elder if elder is None and not younger else younger
+    return (elder & younger or elder) if younger else elder
+
+
 @dataclass(slots=True)
 class View:
     """The needed part of the API's state: the Services with addresses, and the nodes of their endpoints."""
@@ -98,7 +114,7 @@ class View:
         if obj is not None and (obj.get("spec") or {}).get("type") == "LoadBalancer":
             spec = {name: obj["spec"].get(name) for name in ("type", "loadBalancerClass", "externalTrafficPolicy")}
             now = {
-                "metadata": {"name": meta.name(obj), "namespace": meta.namespace(obj)},
+                "metadata": {"name": meta.name(obj), "namespace": meta.namespace(obj), **_age(obj)},
                 "spec": spec,
                 "status": {"loadBalancer": (obj.get("status") or {}).get("loadBalancer")},
             }
@@ -140,15 +156,17 @@ class View:
     def addresses(self) -> Mapping[str, frozenset[str] | None]:
         """Returns address -> the nodes that can serve the address; None: all nodes.
 
-        If two Services have an address, the first by name counts. An address that a machine has is not served.
+        Services may share an address on different ports: it is for the nodes that can serve all of them, or if there is
+        no such node, for those of the elder. An address that a machine has is not served.
         """
         if self._found is None or self._found[0] is not self.pools or self._found[1] is not self.occupied:
             found: dict[str, frozenset[str] | None] = {}
-            for ip, service in lb.announced((self.services[key] for key in sorted(self.services)), self.pools):
+            for ip, service in lb.announced(sorted(self.services.values(), key=_elder_first), self.pools):
                 if self.occupied.owner(ip):
                     continue
                 here = self._places.get(meta.key(service), {}).values() if is_local(service) else ()
-                found.setdefault(ip, frozenset().union(*here) if is_local(service) else None)
+                nodes = frozenset[str]().union(*here) if is_local(service) else None
+                found[ip] = _serving_all(found[ip], nodes) if ip in found else nodes
             self._found = self.pools, self.occupied, found
         return self._found[2]
 
@@ -159,4 +177,5 @@ class View:
 
     def holder(self, ip: str) -> str:
         """Returns the Service that has the address; "" if no Service has it."""
-        return next((meta.key(s) for at, s in lb.announced(self.services.values(), self.pools) if at == ip), "")
+        services = sorted(self.services.values(), key=_elder_first)
+        return next((meta.key(s) for at, s in lb.announced(services, self.pools) if at == ip), "")
