@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from dnslib import RCODE
 
-from podwire_base.role.metrics import Histogram, Page
+from podwire_base.role.metrics import Histogram, Page, ProcessFigures
 
 from .cache import Cache
 from .config import DnsConfig
@@ -68,6 +68,7 @@ class ServerState:
     started: float
     hosts: tuple[int, float] = (0, 0.0)
     api: ApiCalls = NO_CALLS
+    process: ProcessFigures | None = None
 
 
 def plugins(config: DnsConfig) -> list[str]:
@@ -358,6 +359,4 @@ def _itself(page: Page, state: ServerState) -> None:
         [({"hash": "sha512", "value": state.digest}, 1)] if state.digest else [],
     )
     page.family("podwire_dns_reloads_total", "counter", "Changed settings that were applied.", [({}, state.reloads)])
-    page.family("process_cpu_seconds_total", "counter", "CPU time of this process.", [({}, state.cpu)])
-    page.family("process_resident_memory_bytes", "gauge", "Memory of this process.", [({}, state.memory)])
-    page.family("process_start_time_seconds", "gauge", "Start time of this process.", [({}, state.started)])
+    page.process(state.process or ProcessFigures(state.cpu, resident=state.memory, started=state.started))

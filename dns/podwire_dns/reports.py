@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from podwire_base.role import web
+from podwire_base.role import process, web
 from podwire_base.role.metrics import CONTENT_TYPE
 from podwire_base.role.status import RoleStatus
 
@@ -72,6 +72,7 @@ def state(server: Server) -> metrics_page.ServerState:
         server.started,
         (server.answerer.rules.host_entries, server.settled) if server.answerer.rules is not None else (0, 0.0),
         server.follower.api,
+        process.figures(),
     )
 
 

@@ -46,13 +46,13 @@ def pages(metrics: Metrics, health: Callable[[], Health], mode: str, config: Map
 
     def healthz(live: bool) -> web.Answer:
         found = health()
-        good = found.healthy and (live or found.eligible)
-        code = 200 if good else 503
+        code = 200 if found.healthy and (live or found.eligible) else 503
         (metrics.livez if live else metrics.healthz)[code] += 1
-        body = {
-            "lastUpdated": micro_timestamp(metrics.last_sync),
-            "currentTime": micro_timestamp(time.time()),
-            "healthy": good,
+        now = time.time()
+        body = {  # kube-proxy's, whose lastUpdated is the present while the answer is 200
+            "lastUpdated": micro_timestamp(now if code == 200 else metrics.last_sync),
+            "currentTime": micro_timestamp(now),
+            "healthy": found.healthy,
             "message": found.why,
             "status": {
                 family: {"lastUpdated": micro_timestamp(metrics.last_sync), "healthy": found.healthy}

@@ -20,6 +20,7 @@ import click
 from podwire_base.kernel.addresses import local_addresses
 from podwire_base.kube import meta
 from podwire_base.kube.client.config import load
+from podwire_base.kube.client.counted import CountedClient
 from podwire_base.kube.client.http import ApiClient
 from podwire_base.kube.client.informer import Informer
 from podwire_base.kube.client.reflector import Event
@@ -387,7 +388,9 @@ async def _main(config: ProxyConfig) -> None:
     proxy = Proxy(config)
     proxy.conntrack.apply()  # what is refused is told after the first sync, when the module is loaded
     async with contextlib.AsyncExitStack() as stack:
-        api = await stack.enter_async_context(ApiClient(load(config.kubeconfig)))
+        api = CountedClient(load(config.kubeconfig))
+        await stack.enter_async_context(api)
+        proxy.metrics.api = api.counted
         events = Events(api, config.node_name)
         proxy.tell, proxy.post = events.send, events.post
         found = health.pages(proxy.metrics, proxy.health, config.backend, kubeproxyfile.write(config))

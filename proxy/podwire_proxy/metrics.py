@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from podwire_base.kernel.reasons import Reason
+from podwire_base.kube.client.counted import Calls
+from podwire_base.role import process
 from podwire_base.role.metrics import Histogram, Page
 
 from .backend import MetricNames
@@ -31,13 +33,15 @@ class Metrics:
     programming: seconds from the change of a pod (the time in the EndpointSlice's annotation) to the kernel. healthz,
     livez: answers by status code. stranded: Service ports with a Local policy and endpoints only elsewhere, by family
     and policy. stale_flows: by family. names: the metric names of the backend. rules: (family, table) -> number of
-    rules in the kernel. counted: reads the kernel's packet counters, by reason code; seen: the last result.
+    rules in the kernel. api: requests to the API server. counted: reads the kernel's packet counters, by reason code;
+    seen: the last result.
     """
 
     families: tuple[str, ...] = ("IPv4",)
     names: MetricNames = field(default_factory=lambda: MetricNames(""))
     rules: Callable[[], Mapping[tuple[str, str], int]] = dict
     counted: Callable[[], Mapping[Reason, int]] = dict
+    api: Calls = field(default_factory=Calls)
 
     all: Histogram = field(default_factory=lambda: Histogram(SYNC_BUCKETS))
     full: Histogram = field(default_factory=lambda: Histogram(SYNC_BUCKETS))
@@ -170,6 +174,25 @@ class Metrics:
             ("gauge", "podwire_proxy_endpoints", self.endpoints),
         ):
             page.family(name, kind, "", [({}, number)])
+        page.family(
+            "rest_client_requests_total",
+            "counter",
+            "",
+            [
+                ({"code": code, "host": host, "method": method}, count)
+                for (method, code, host), count in sorted((self.api.requests or {("GET", "200", ""): 0}).items())
+            ],
+        )
+        page.histogram(
+            "rest_client_request_duration_seconds",
+            "",
+            self.api.bounds,
+            [
+                ({"host": host, "verb": method}, each.counts, each.total)
+                for (method, host), each in sorted((self.api.took or {("GET", ""): Histogram(self.api.bounds)}).items())
+            ],
+        )
+        page.process(process.figures())
         return page.text()
 
 

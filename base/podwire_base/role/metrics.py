@@ -35,6 +35,21 @@ def empty(bounds: Sequence[float]) -> list[int]:
     return [0] * (len(bounds) + 1)
 
 
+@dataclass(frozen=True, slots=True)
+class ProcessFigures:
+    """cpu: seconds. descriptors: open files, and their limit. virtual, resident: bytes of memory, and the limit of the
+    address space. started: Unix time. process.py reads them.
+    """
+
+    cpu: float = 0.0
+    descriptors: int = 0
+    descriptor_limit: float = 0
+    virtual: int = 0
+    virtual_limit: float = 0
+    resident: int = 0
+    started: float = 0.0
+
+
 @dataclass(slots=True)
 class Page:
     """A page in the text exposition format."""
@@ -45,6 +60,19 @@ class Page:
         """Add a metric family. kind: "counter" or "gauge". text: the help text; "": no help line."""
         self._head(name, kind, text)
         self.lines += [f"{name}{_labels(labels)} {value!r}" for labels, value in samples]
+
+    def process(self, figures: ProcessFigures) -> None:
+        """Add the families process_* of Prometheus' client libraries, which every page has."""
+        for name, kind, text, value in (
+            ("cpu_seconds_total", "counter", "CPU time of this process.", figures.cpu),
+            ("open_fds", "gauge", "Open file descriptors.", figures.descriptors),
+            ("max_fds", "gauge", "The limit of open file descriptors.", figures.descriptor_limit),
+            ("virtual_memory_bytes", "gauge", "Address space of this process.", figures.virtual),
+            ("virtual_memory_max_bytes", "gauge", "The limit of address space.", figures.virtual_limit),
+            ("resident_memory_bytes", "gauge", "Memory of this process.", figures.resident),
+            ("start_time_seconds", "gauge", "Start time of this process.", figures.started),
+        ):
+            self.family(f"process_{name}", kind, text, [({}, value)])
 
     def histogram(
         self, name: str, text: str, bounds: Sequence[float], series: Iterable[tuple[Labels, Sequence[int], float]]
