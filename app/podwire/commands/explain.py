@@ -16,7 +16,7 @@ import click
 
 from podwire_base.kernel.addresses import local_addresses
 from podwire_base.kernel.netns import call_in
-from podwire_base.kube.meta import Object, key, labels
+from podwire_base.kube.meta import Object, key, labels, seniority
 from podwire_node.runtime import Sandbox
 from podwire_proxy import backends
 from podwire_proxy.decide import Packet
@@ -149,8 +149,8 @@ def _claims(services: list[Object], slices: list[Object]) -> Claims:
         ready = [(e.get("conditions") or {}).get("ready") is not False for e in found.get("endpoints") or []]
         total, good = counts.get(name, (0, 0))
         counts[name] = total + len(ready), good + sum(ready)
-    out = {}
-    for service in services:
+    out: dict[tuple[str, str, int], tuple[str, int, int]] = {}
+    for service in sorted(services, key=seniority):  # of two with one address and port, the first has it
         spec = service.get("spec") or {}
         ingress = ((service.get("status") or {}).get("loadBalancer") or {}).get("ingress") or []
         ips = [
@@ -158,12 +158,12 @@ def _claims(services: list[Object], slices: list[Object]) -> Claims:
             *(spec.get("externalIPs") or []),
             *(i["ip"] for i in ingress if i.get("ip")),
         ]
+        families = {":" in ip for ip in spec.get("clusterIPs") or []}  # a Service has no address of another family
         for port in spec.get("ports") or []:
             for ip in ips:
-                out[ip, port.get("protocol") or "TCP", port.get("port")] = (
-                    key(service),
-                    *counts.get(key(service), (0, 0)),
-                )
+                if (":" in ip) in families:
+                    place = ip, port.get("protocol") or "TCP", port.get("port")
+                    out.setdefault(place, (key(service), *counts.get(key(service), (0, 0))))
     return out
 
 

@@ -14,7 +14,7 @@ from functools import lru_cache, partial
 
 from podwire_base.kube import loadbalancer as lb
 from podwire_base.kube.events import event, reference
-from podwire_base.kube.meta import Object, key, name, namespace, uid
+from podwire_base.kube.meta import Object, key, name, namespace, seniority, uid
 from podwire_base.kube.occupied import Occupied, kept_of_pod, occupied, of_node, of_pod, of_slice
 
 from .base import Controller, Keys, Snapshot, Write
@@ -50,11 +50,6 @@ def _ips(service: Object) -> list[str]:
     return [str(item["ip"]) for item in lb.readable(service) if item.get("ip")]
 
 
-def _age(service: Object) -> tuple[str, str, str]:
-    """Of two Services with one address the lower one keeps it, as in the proxy's rules."""
-    return str(service["metadata"].get("creationTimestamp") or ""), uid(service), key(service)
-
-
 def _held(snapshot: Snapshot, without: str) -> dict[str, Object]:
     """Return address -> the oldest Service with this address in its status. `without` is the key of a Service to
     ignore.
@@ -62,7 +57,7 @@ def _held(snapshot: Snapshot, without: str) -> dict[str, Object]:
     held: dict[str, Object] = {}
     for other in snapshot.list("Service"):
         for ip in _ips(other) if key(other) != without else ():
-            if ip not in held or _age(other) < _age(held[ip]):
+            if ip not in held or seniority(other) < seniority(held[ip]):
                 held[ip] = other
     return held
 
@@ -103,7 +98,7 @@ def choose(
     mine = [
         ip
         for ip in _ips(service)
-        if ip in pools and not taken.owner(ip) and not (ip in held and _age(held[ip]) < _age(service))
+        if ip in pools and not taken.owner(ip) and not (ip in held and seniority(held[ip]) < seniority(service))
     ]
     asked: dict[int, str] = {}
     for ip in lb.wanted(service):

@@ -78,12 +78,8 @@ class Owners:
 
 
 def _age(service: meta.Object) -> dict[str, str]:
-    """Returns what decides between two Services, as in the proxy's rules (claims.py)."""
+    """Returns what decides between two Services (meta.seniority)."""
     return {field: str(service["metadata"].get(field) or "") for field in ("creationTimestamp", "uid")}
-
-
-def _elder_first(service: meta.Object) -> tuple[str, ...]:
-    return (*_age(service).values(), meta.key(service))
 
 
 def _serving_all(elder: frozenset[str] | None, younger: frozenset[str] | None) -> frozenset[str] | None:
@@ -161,7 +157,7 @@ class View:
         """
         if self._found is None or self._found[0] is not self.pools or self._found[1] is not self.occupied:
             found: dict[str, frozenset[str] | None] = {}
-            for ip, service in lb.announced(sorted(self.services.values(), key=_elder_first), self.pools):
+            for ip, service in lb.announced(sorted(self.services.values(), key=meta.seniority), self.pools):
                 if self.occupied.owner(ip):
                     continue
                 here = self._places.get(meta.key(service), {}).values() if is_local(service) else ()
@@ -177,5 +173,5 @@ class View:
 
     def holder(self, ip: str) -> str:
         """Returns the Service that has the address; "" if no Service has it."""
-        services = sorted(self.services.values(), key=_elder_first)
+        services = sorted(self.services.values(), key=meta.seniority)
         return next((meta.key(s) for at, s in lb.announced(services, self.pools) if at == ip), "")
