@@ -14,11 +14,13 @@ import os
 import random
 import re
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from podwire_base.patience import FACTOR
+from podwire_base.role import logs
 
 _QUIET = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
 settings.register_profile("ci", max_examples=50, deadline=None, suppress_health_check=_QUIET, derandomize=True)
@@ -71,6 +73,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for name in order:
             draw.shuffle(files[name])
     items[:] = [item for name in order for item in files[name]]
+
+
+@pytest.fixture(autouse=True)
+def _own_log_settings() -> Iterator[None]:
+    """A command that a test calls in this process sets the format of the log; the next test begins without it."""
+    yield
+    logs.configure()
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

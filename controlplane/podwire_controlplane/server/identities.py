@@ -60,7 +60,8 @@ class Identities:
             if not identity.accepts(self._known.get(node), serial):
                 del self._open[node][serial]
                 for link in list(links):
-                    link.abort()
+                    if not link.is_closing():  # before Python 3.11.4, a TLS transport that is closed cannot be aborted
+                        link.abort()
 
     def admits(self, user: auth.User, now: float) -> bool:
         """Whether the user's credential counts now. The TLS handshake has checked the certificate's signature, but a

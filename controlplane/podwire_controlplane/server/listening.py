@@ -54,7 +54,8 @@ class Guard:
 
 def _end(one: Pending) -> None:
     if isinstance(one, asyncio.Transport):
-        one.abort()
+        if not one.is_closing():  # before Python 3.11.4, a TLS transport that is closed cannot be aborted
+            one.abort()
     else:
         one.cancel()
 

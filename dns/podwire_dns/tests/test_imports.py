@@ -82,9 +82,11 @@ def test_snippets_with_arguments_in_files_and_in_one_another() -> None:
 
 @pytest.mark.parametrize("variable", ["{$UP}", "{%UP%}"])
 def test_the_environment(variable: str) -> None:
-    config, notes = read(f"{{$ZONE}}:53 {{\n forward . {variable}:5353 {{\n  tls_servername a{{$NONE}}b\n }}\n}}\n")
+    config, notes = read(
+        f"{{$ZONE}}:53 {{\n forward . tls://{variable}:5353 {{\n  tls_servername a{{$NONE}}b\n }}\n}}\n"
+    )
     (made,) = config.forwards
-    assert (made.domain, made.upstreams, made.tls.servername) == ("corp.test", ("192.0.2.9#5353",), "ab")
+    assert (made.domain, made.upstreams, made.tls.servername) == ("corp.test", ("tls://192.0.2.9#5353",), "ab")
     assert notes == ["Corefile line 3: the environment has no NONE; {$NONE} counts as empty"]
     assert read("import {$ZONE}/x*\n" + MAIN) == read(MAIN)
     with pytest.raises(BadConfig, match=r"line 1: .* not closed"):

@@ -38,7 +38,7 @@ def tool(folder: Path, name: str, script: str) -> None:
 
 
 def test_every_c_file_of_the_packages_is_built() -> None:
-    found = {str(path.relative_to(ROOT)) for path in ROOT.glob("*/podwire_*/native/*.[ch]")}
+    found = {str(path.relative_to(ROOT)) for path in ROOT.glob("*/podwire_*/**/native/*.[ch]")}
     built = {f"{unit.folder}/{source}" for unit in EVERYTHING for source in unit.sources}
     assert found - built == {f"{units.CNI}/json.h"}, "client.c includes that one"
     assert built <= found
@@ -137,7 +137,7 @@ def test_what_is_built_again_is_not_missing_any_more(copy: Path) -> None:
         (copy / unit.missing).write_text("no C compiler\n")
     built, warnings = builder.build(copy)
     assert built == list(EVERYTHING) and warnings == []
-    assert sorted(path.name for path in copy.glob("*/*/native/bin/*")) == sorted(unit.name for unit in EVERYTHING)
+    assert sorted(path.name for path in copy.glob("*/*/**/native/bin/*")) == sorted(unit.name for unit in EVERYTHING)
     module = (copy / units.MODULES[0].output).read_bytes()
     assert digest(copy / units.CNI, attach.SOURCES) == digest(ROOT / units.CNI, attach.SOURCES)
     assert b"PyInit__attach" in module
