@@ -16,6 +16,13 @@ from .zonetext import LONGEST_TTL, TextRecord, record
 TEMPLATE_TTL = 3600
 EXPRESSION = re.compile(r"(?:\s*\{\{-\s|\{\{)\s*(.*?)\s*(?:\s-\}\}\s*|\}\})")  # "-" removes the space beside it
 
+_GROUP = re.compile(
+    r"""\.Group\.(\w{1,64})|index\s+\.Group\s+"(\w{1,64})"|(?:index\s+\.Match\s+|\.Match\[)(\d{1,4})\]?""", re.ASCII
+)
+_SIGNS = re.compile(
+    r"[;()]"
+)  # signs of zone-file text, which clients may put into names; Go's DNS library escapes them
+
 
 @dataclass(frozen=True, slots=True)
 class Template:
@@ -67,7 +74,7 @@ def by_template(template: Template, key: bytes) -> Local | None:
     zone, qtype = names.inside(key[:-4], template.zones), int.from_bytes(key[-4:-2])
     if zone is None or template.qtype not in (None, qtype):
         return None
-    name = names.from_wire(key[:-4])
+    name = _SIGNS.sub(r"\\\g<0>", names.from_wire(key[:-4]))
     for expression in template.matches or (None,):  # without `match`, the template has all names
         found = Whole(name) if expression is None else expression.search(name)
         if found is not None:
@@ -88,11 +95,10 @@ def scope(name: str, zone: str, qtype: int, found: Found) -> Callable[[str], str
     def value(text: str) -> str:
         if text in plain:
             return plain[text]
-        group = re.fullmatch(r"\.Group\.(\w+)", text) or re.fullmatch(r'index\s+\.Group\s+"(\w+)"', text)
-        number = re.fullmatch(r"(?:index\s+\.Match\s+|\.Match\[)(\d+)\]?", text)
+        group = _GROUP.fullmatch(text)
         try:
-            if group or number:
-                key = group[1] if group else number[1]  # type: ignore[index]  # one of the two fits
+            if group is not None:
+                key = group[1] or group[2] or group[3]
                 return found[int(key) if key.isdigit() else key] or ""
         except IndexError as err:
             raise BadRule(f"{{{{ {text} }}}}: the expression has no such group") from err

@@ -7,6 +7,7 @@ import sys
 import time
 
 import dns.message
+import dns.name
 import pytest
 
 from podwire_base.patience import patient
@@ -184,6 +185,26 @@ def test_a_template_whose_type_comes_from_the_question() -> None:
     assert told(made, "a.test.", "A")[0] == "SERVFAIL", '"x" is no address'
     assert told(made, "b.test.", "AAAA") == ("NOERROR", {"b.test. 60 aaaa 2001:db8::1"})
     assert told(made, "c.test.", "TYPE65280") == ("NOERROR", {r"c.test. 60 type65280 \# 1 07"})
+
+
+@pytest.mark.parametrize(
+    "label", ["a;b", "a(b", "a)b", 'a"b', "a b", "a@b", "$a", "a\\b", "a.b", "{{x}}", "\x00", "\xff"]
+)
+def test_clients_cannot_change_the_text_of_a_record(label: str) -> None:
+    """Names may have any byte (RFC 2181 section 11)."""
+    made = answering(
+        "template IN A test {\n match ^(?P<label>.*)[.]test[.]$\n"
+        ' answer "{{ .Name }} 60 IN A 192.0.2.1" "{{ .Group.label }}.other. 60 IN A 192.0.2.2"\n}'
+    )
+    raw = label.encode("latin-1")
+    name = dns.name.Name([raw, b"test", b""])
+    found = made.handle(dns.message.make_query(name, "A").to_wire(), udp=True)
+    assert isinstance(found, bytes)
+    response = dns.message.from_wire(found)
+    assert [(rrset.name, rrset[0].address) for rrset in response.answer] == [
+        (name, "192.0.2.1"),
+        (dns.name.Name([raw, b"other", b""]), "192.0.2.2"),
+    ]
 
 
 def test_groups_by_index() -> None:
