@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -16,9 +15,8 @@ from typing import Any
 import pytest
 
 from lab.cnicluster import OUTSIDE, Cluster, two_nodes
-from lab.cninode import ask, wait_until
+from lab.cninode import ask, received, wait_until
 from lab.netns import NetNS
-from lab.patience import patient
 
 SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33
 SALVO, SIZE = 200, 1000
@@ -92,34 +90,6 @@ def test_what_a_pod_sends(cluster: Cluster) -> None:
     assert free(other, cluster.outside, OUTSIDE), "another pod is free"
     time.sleep(0.3)  # the bucket fills again
     assert held_back(pod, other, other_ip), "also to a pod next door"
-
-
-def received(sender: NetNS, receiver: NetNS, address: str, seconds: float) -> tuple[int, float]:
-    """The bytes that one TCP connection brings in about `seconds`, and the seconds that it took."""
-    server = receiver.call(lambda: socket.create_server((address, 0)))
-    with server:
-        client = sender.call(lambda: socket.create_connection(server.getsockname(), patient(5)))
-        peer, stop = server.accept()[0], threading.Event()
-
-        def send() -> None:
-            with client:
-                client.settimeout(0.2)
-                while not stop.is_set():
-                    try:
-                        client.send(bytes(65536))
-                    except OSError:  # the queue is full for a while, or the test is over
-                        continue
-
-        sending = threading.Thread(target=send)
-        sending.start()
-        with peer:
-            peer.settimeout(patient(5))
-            began, count = time.monotonic(), 0
-            while (took := time.monotonic() - began) < seconds:
-                count += len(peer.recv(1 << 16))
-            stop.set()
-        sending.join()
-        return count, took
 
 
 @pytest.mark.parametrize(

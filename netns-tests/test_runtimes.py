@@ -17,12 +17,12 @@ from typing import TypeVar
 import pytest
 
 from lab import containerd, cri
-from lab.cninode import CniNode, ask, peer_server, put_node, wait_until
+from lab.cninode import CniNode, ask, peer_server, put_node, received, wait_until
 from lab.containerd import Containerd
 from lab.fakeapi import FakeApi
 from lab.netns import Lab, NetNS
 from lab.patience import patient
-from podwire_cni import native
+from podwire_cni import native, runtimes
 
 pytestmark = [pytest.mark.runtimes, pytest.mark.alone]  # cgroups have names that the machine shares
 NODE, OUTSIDE = "192.0.2.1", "192.0.2.42"
@@ -102,6 +102,23 @@ def test_twenty_at_once(world: World) -> None:
         addresses = {cri.sandbox_ip(world.runtime.socket, ident) for ident in idents}
         assert len(addresses) == 20 and set(world.node.leases()) == addresses
         list(pool.map(lambda ident: cri.stop_sandbox(world.runtime.socket, ident), idents))
+    assert_nothing_left(world.node)
+
+
+@pytest.mark.parametrize("way", ["ingress", "egress"])
+def test_a_bandwidth_annotation_limits_from_the_first_second_on(world: World, way: str) -> None:
+    """containerd sends a burst of 2^32-1 bits, because nobody chose one."""
+    asked = {f"kubernetes.io/{way}-bandwidth": "10M"}
+    ident = cri.run_sandbox(world.runtime.socket, cri.sandbox_config(f"slow-{way}", annotations=asked))
+    address, sandbox = cri.sandbox_ip(world.runtime.socket, ident), Sandbox(world.runtime, ident)
+    assert ident in runtimes.sandboxes(world.runtime.socket)
+    sender, receiver, to = (world.node.ns, sandbox, address) if way == "ingress" else (sandbox, world.outside, OUTSIDE)
+    count, took = received(sender, receiver, to, 2.0)
+    assert 0.4 * took * 10**7 / 8 < count < 1.2 * (took + 0.1) * 10**7 / 8
+    assert f"{way}Burst 4294967295 is cut to 1000000 bits" in world.node.log()
+    sandbox.close()
+    cri.stop_sandbox(world.runtime.socket, ident)
+    assert ident not in runtimes.sandboxes(world.runtime.socket)
     assert_nothing_left(world.node)
 
 

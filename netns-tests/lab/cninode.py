@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -227,3 +228,31 @@ def ask(ns: NetNS, address: str, port: int, timeout: float = 5) -> str:
             return sock.recv(200).decode()
 
     return ns.call(work)
+
+
+def received(sender: NetNS, receiver: NetNS, address: str, seconds: float) -> tuple[int, float]:
+    """The bytes that one TCP connection brings in about `seconds`, and the seconds that it took."""
+    server = receiver.call(lambda: socket.create_server((address, 0)))
+    with server:
+        client = sender.call(lambda: socket.create_connection(server.getsockname(), patient(5)))
+        peer, stop = server.accept()[0], threading.Event()
+
+        def send() -> None:
+            with client:
+                client.settimeout(0.2)
+                while not stop.is_set():
+                    try:
+                        client.send(bytes(65536))
+                    except OSError:  # the queue is full for a while, or the test is over
+                        continue
+
+        sending = threading.Thread(target=send)
+        sending.start()
+        with peer:
+            peer.settimeout(patient(5))
+            began, count = time.monotonic(), 0
+            while (took := time.monotonic() - began) < seconds:
+                count += len(peer.recv(1 << 16))
+            stop.set()
+        sending.join()
+        return count, took
