@@ -324,3 +324,25 @@ def test_a_link_that_vanishes_and_comes_back(world: L2World) -> None:
     assert owner.process is process
     until(owner.ready, "its status says that too")
     assert reaches(world, VIP).result == "ok"
+
+
+def test_an_address_that_a_node_gets_is_answered_by_nobody(world: L2World) -> None:
+    """A Node joins with an address that a Service holds: its own machine answers for it, and no other node."""
+    joined: Object = {
+        "kind": "Node",
+        "metadata": {"name": "late"},
+        "status": {"addresses": [{"type": "InternalIP", "address": VIP}]},
+    }
+    began = time.monotonic()
+    world.api.apply(joined)
+    until(lambda: not any(VIP in node.mine() for node in world.nodes), "the Node has the address")
+    assert time.monotonic() - began < TAKEOVER
+    world.client.run(["ip", "neigh", "flush", "all"])
+    with Capture(world.client, "eth0") as seen:
+        assert ask(world.client, VIP, 80, timeout=SILENCE).result != "ok"
+        packets = seen.packets()
+    assert [p for p in packets if ARP in p and p[ARP].op == 1 and p[ARP].pdst == VIP], "the client asked"
+    assert not [p for p in packets if ARP in p and p[ARP].op == 2 and p[ARP].psrc == VIP]
+    assert reaches(world, VIP6).result == "ok", "the Service's other address stays"
+    world.api.remove(joined)
+    until(lambda: any(VIP in node.mine() for node in world.nodes), "the Node left")

@@ -109,6 +109,10 @@ def test_all_that_is_asked_over_http(world: World, tmp_path: Path) -> None:
             world.node.run(["cat", "/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_close_wait"]).stdout.strip()
             == "3600"
         )
+        timeouts = "/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_established"
+        assert world.node.run(["cat", timeouts]).stdout.strip() == "86400", (
+            "kube-proxy's default, where the file is silent"
+        )
         for address in (s.NODE_IP, s.GATEWAY):
             assert ask(world.client(s.POD_A), address, s.NODE_PORT).result == "ok"
 
