@@ -45,8 +45,7 @@ def world() -> Iterator[World]:
 
 
 @pytest.mark.parametrize("choice", CHOICES)
-@pytest.mark.parametrize("protocol", ["TCP", "UDP"])
-@pytest.mark.parametrize("v6", [False, True], ids=["IPv4", "IPv6"])
+@pytest.mark.parametrize(("protocol", "v6"), [("TCP", False), ("UDP", True)])
 def test_a_node_port_is_the_services_although_a_pod_has_the_hostport(
     world: World, choice: str, protocol: str, v6: bool
 ) -> None:

@@ -76,11 +76,11 @@ class Site:
         return {self.send(*flow).server[0] for flow in flows}
 
 
+CASES = [*((choice, False) for choice in CHOICES), ("nftables", True)]  # one code makes the rules of both families
 FLOWS = [(s.POD, (s.VIP, s.PORT)), (s.OUT, (s.NODE_IP, s.NODE_PORT)), (s.OUT, (s.EXTERNAL, s.PORT))]
 
 
-@pytest.mark.parametrize("choice", CHOICES)
-@pytest.mark.parametrize("v6", [False, True], ids=["IPv4", "IPv6"])
+@pytest.mark.parametrize(("choice", "v6"), CASES)
 def test_a_flow_stays_with_an_endpoint_that_ends_until_it_serves_no_more(world: World, choice: str, v6: bool) -> None:
     world.forget()
     with Site(world, choice, v6=v6) as site:
@@ -95,8 +95,7 @@ def test_a_flow_stays_with_an_endpoint_that_ends_until_it_serves_no_more(world: 
         assert site.servers(FLOWS) == {site.at(s.POD_C)}
 
 
-@pytest.mark.parametrize("choice", CHOICES)
-@pytest.mark.parametrize("v6", [False, True], ids=["IPv4", "IPv6"])
+@pytest.mark.parametrize(("choice", "v6"), CASES)
 def test_a_socket_that_sent_before_its_address_had_rules_meets_them(world: World, choice: str, v6: bool) -> None:
     """Its flow was never translated, and no chain of nat sees its later packets."""
     refused = [(s.VIP, s.PORT), (s.VIP, 81), (s.EXTERNAL, s.PORT)]

@@ -237,7 +237,7 @@ def reference(objects: list[meta.Object], key: Key, owner: str) -> set[Destinati
     return {at for at, conditions in every.items() if any(c.get("serving", True) for c in conditions)}
 
 
-@settings(max_examples=100)
+@settings(max_examples=40)
 @given(objects=st.lists(st.one_of(services(), slices()), max_size=8))
 def test_flows_of_random_services_stay_with_serving_endpoints(objects: list[meta.Object]) -> None:
     last = list({(o["kind"], meta.key(o)): o for o in objects}.values())
@@ -267,7 +267,7 @@ def _doubled(objects: list[meta.Object]) -> set[Destination]:
     return {at for at in seen if seen.count(at) > 1}
 
 
-@settings(max_examples=60)
+@settings(max_examples=25)
 @given(done=changes)
 def test_whatever_changes_which_flows_go_is_in_the_delta(done: list[Any]) -> None:
     """Else nobody looks at the flows of that frontend."""

@@ -94,7 +94,7 @@ def test_each_family_is_counted_for_itself(
 CONDITIONS = st.fixed_dictionaries({}, optional={name: st.booleans() for name in ("ready", "serving", "terminating")})
 
 
-@settings(max_examples=80)
+@settings(max_examples=50)
 @given(
     st.lists(st.tuples(st.sampled_from([A, B, C, A6, B6, C6]), st.sampled_from([s.NODE, "n2"]), CONDITIONS), max_size=6)
 )
