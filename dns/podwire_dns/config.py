@@ -53,6 +53,7 @@ class DnsConfig:
     reverse names. ttl: seconds, 0 to 3600. denial_ttl: the upper bound of the TTL of the cluster's negative answers.
     pods: answer a-b-c-d.namespace.pod names; verify_pods: answer only if a pod has the address (the feeder then watches
     all pods). notrack: exempt DNS on the listen addresses from conntrack.
+    spare: a second server process reads the same sockets, so that the DNS survives the end of either (spare.py).
     batches: receive and send many packets with one call if the native code is available. shuffle: start the addresses
     of a name at a random address.
 
@@ -90,6 +91,7 @@ class DnsConfig:
     verify_pods: bool = False
     notrack: bool = True
     batches: bool = True
+    spare: bool = False
     health_address: str = ""
     ready_address: str = ""
     metrics_address: str = ""

@@ -62,6 +62,7 @@ class Follower:
         self.path, self.whole, self.programmed, self.memory = path, whole, programmed, memory
         self.fed = self.ever = False
         self.api = feed.NO_CALLS
+        self.relay: Callable[[feed.Delta], None] = lambda delta: None  # gets each change of the whole zone
         self._zone: ZoneData | None = None
 
     def take(self, message: feed.Message) -> None:
@@ -75,6 +76,8 @@ class Follower:
             self.api = message
         elif isinstance(message, feed.Delta):
             self._zone.apply(message)
+            if self.fed:
+                self.relay(message)
             for when in message.triggered:
                 self.programmed(max(0.0, time.time() - when))
         else:

@@ -149,6 +149,12 @@ OPTIONS: list[Callable[[Function], Function]] = [
     click.option(
         "--prefetch/--no-prefetch", default=True, show_default=True, help="Renew popular answers before they expire."
     ),
+    click.option(
+        "--spare/--no-spare",
+        default=False,
+        show_default=True,
+        help="A second server process reads the same sockets, so that the DNS survives the end of either.",
+    ),
     click.option("--notrack/--no-notrack", default=True, show_default=True, help="Keep DNS out of conntrack."),
 ]
 

@@ -81,6 +81,10 @@ def report(server: Server, status: RoleStatus, node: NodeState | None = None) ->
     data = server.answerer.data
     problem = server.broken or (node.problem if node is not None else "")
     figures: dict[str, Any] = {"repairs": node.repairs, "repaired": node.last} if node is not None and node.last else {}
+    if server.spares is not None and server.spares.spare is not None:
+        figures["spare"] = server.spares.spare.pid
+        if server.spares.ended:
+            figures["spares_ended"], figures["queries_lost"] = server.spares.ended, server.spares.lost
     if server.answerer.looped:
         status.update(ready=False, message="an upstream sends queries back to this DNS", reason="ForwardingLoop")
     elif problem:

@@ -15,6 +15,7 @@ import secrets
 import socket
 import sys
 import time
+from itertools import zip_longest
 
 from podwire_base.role import layout, limits, logs, web
 from podwire_base.role.metrics import Histogram
@@ -32,6 +33,8 @@ from .healing import NodeState
 from .observer import Observer
 from .rules import Rules
 from .sources import Sources, hold_hangup
+from .spare import Counts, Heritage, inherit
+from .spares import Spares
 from .tcp import TcpService
 from .udp import UdpLoop, Waiting
 from .upstream import Forwarder
@@ -41,6 +44,7 @@ from .zone import ZoneData
 log = logs.get("dns")
 OWN_SECONDS = 10.0  # between two looks at the addresses of this node
 STATUS_SECONDS = 1.0
+HERITAGE_SECONDS = 0.05
 LEAVE_SECONDS = 0.5
 SIBLING_SECONDS = 10.0
 OLD_SOCKET_SECONDS = forward.DEADLINE + 1  # after this time no query of an old socket is pending
@@ -54,8 +58,15 @@ SWITCH_SECONDS = 0.0002  # the maximum delay by the feed of a query that waits f
 class Server:
     """A DNS server. `async with Server(config)` in the node's network namespace answers until the block ends."""
 
-    def __init__(self, config: DnsConfig, sources: Sources | None = None, stop: asyncio.Event | None = None) -> None:
-        """sources: the origin of `config`, for /metrics. stop: an event that ends the waits of the start.
+    def __init__(
+        self,
+        config: DnsConfig,
+        sources: Sources | None = None,
+        stop: asyncio.Event | None = None,
+        heritage: Heritage | None = None,
+    ) -> None:
+        """sources: the origin of `config`, for /metrics. stop: an event that ends the waits of the start. heritage:
+        the sockets of a predecessor.
 
         Raises BadConfig.
         """
@@ -81,6 +92,11 @@ class Server:
         self._web: dict[str, tuple[web.Site, dict[str, web.Page]]] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self.started = time.time()
+        self.heritage = heritage or Heritage()
+        self.spares: Spares | None = None
+        self.mended = 0  # sockets that were opened anew
+        self._given: list[socket.socket] | None = None  # the sockets of a spare
+        self._counts: Counts | None = None
         self.health = Histogram(metrics.HEALTH_BOUNDS)
         self.health_failures = 0
         self._settle(config)
@@ -114,6 +130,14 @@ class Server:
             udp.configure()
 
     async def __aenter__(self) -> Server:
+        if self._given is not None:
+            for sock in (each for each in self._given if each.type == socket.SOCK_STREAM):
+                self._tcp.listen(sock)
+            self._udp = self._start_loops([each for each in self._given if each.type == socket.SOCK_DGRAM])
+            self._tasks = [asyncio.create_task(self._housekeeping())]
+            return self
+        if self.heritage.alive():
+            return await self._succeed()
         self._tasks = [asyncio.create_task(self.follower.run())]
         self._take_pages(self.config, await self._open_pages(self.config))
         if any(host.has_sibling(address, self.config.port) for address in self.config.addresses()):
@@ -126,6 +150,21 @@ class Server:
             await self._listen(self.config)
             self._tasks.append(asyncio.create_task(self._housekeeping()))
         return self
+
+    async def _succeed(self) -> Server:
+        """Starts after a predecessor, whose spare serves until this server has a zone of its own."""
+        self._tasks = [asyncio.create_task(self.follower.run())]
+        self._take_pages(self.config, await self._open_pages(self.config))
+        while not (self.stop.is_set() or self._synced.is_set()) and self.heritage.alive():
+            await asyncio.sleep(HERITAGE_SECONDS)
+        if not self.stop.is_set():
+            await self._listen(self.config)
+            self._tasks.append(asyncio.create_task(self._housekeeping()))
+            self.heritage.dismiss()
+        return self
+
+    def _open(self, address: str, port: int, kind: socket.SocketKind) -> socket.socket:
+        return self.heritage.take(address, port, kind) or host.open_socket(address, port, kind)
 
     async def _listen(self, config: DnsConfig) -> None:
         """Opens the sockets of `config` that are not open yet, then closes those that are no longer needed.
@@ -149,10 +188,10 @@ class Server:
         try:
             for address in wanted:
                 if address not in kept:
-                    datagrams.append(host.open_socket(address, config.port, socket.SOCK_DGRAM))
+                    datagrams.append(self._open(address, config.port, socket.SOCK_DGRAM))
             for address in addresses:
                 if address not in heard:
-                    streams.append(host.open_socket(address, config.port, socket.SOCK_STREAM))
+                    streams.append(self._open(address, config.port, socket.SOCK_STREAM))
         except OSError:
             for sock in (*datagrams, *streams):
                 sock.close()
@@ -168,6 +207,21 @@ class Server:
             left = set(self.config.addresses()).difference(addresses)
             asyncio.get_running_loop().call_later(OLD_SOCKET_SECONDS, self._end_udp, old_udp, left)
 
+    def udp_paths(self) -> list[str]:
+        """Returns the path (metrics.PATHS) of each UDP socket, in the order of `sockets`."""
+        return [udp.path for udp in self._udp]
+
+    def sockets(self) -> list[socket.socket]:
+        """Returns the sockets of queries."""
+        return [*(udp.sock for udp in self._udp), *(acceptor.listener for acceptor in self._tcp.listeners)]
+
+    def spare(self, sockets: list[socket.socket], counts: Counts, data: ZoneData, stop: asyncio.Event) -> Server:
+        """Returns the server of a forked process, which reads the same sockets and has the same zone."""
+        made = Server(self.config, self.sources, stop)
+        made.answerer.data, made._counts = data, counts
+        made._given = [sock.dup() for sock in sockets]
+        return made
+
     def _start_loops(self, datagrams: list[socket.socket]) -> list[UdpLoop]:
         """Starts a thread for each socket."""
         loop = asyncio.get_running_loop()
@@ -176,7 +230,10 @@ class Server:
         def later(waiting: Waiting) -> None:
             loop.call_soon_threadsafe(self.waiting.add, waiting)
 
-        udp = [UdpLoop(sock, self.answerer, later, batches, self.observer) for sock in datagrams]
+        udp = [
+            UdpLoop(sock, self.answerer, later, batches, self.observer, shared=self._given is not None, counts=memory)
+            for sock, memory in zip_longest(datagrams, self._counts.all[: len(datagrams)] if self._counts else ())
+        ]
         for each in udp:
             each.soon = loop.call_soon
             each.thread.start()
@@ -279,6 +336,8 @@ class Server:
             site.close()
         self._tcp.close_listeners(self._tcp.listeners)
         for udp in self._udp:
+            udp.stop_soon()
+        for udp in self._udp:
             udp.stop(LEAVE_SECONDS)
         await asyncio.sleep(0)  # the last queries that the threads passed on
         await self.waiting.settle(LEAVE_SECONDS)
@@ -321,6 +380,8 @@ class Server:
                 self.waiting.turns.own = self._tcp.own = host.own_addresses()
             await asyncio.sleep(PREFETCH_SECONDS)
             self.forwarder.refresh()
+            if self._given is not None:
+                continue
             self.mend()
             if self.config.health_address and time.monotonic() - checked >= HEALTH_SECONDS:
                 checked = time.monotonic()
@@ -345,6 +406,7 @@ class Server:
             with contextlib.suppress(OSError):
                 (fresh,) = self._start_loops([host.open_socket(udp.address, self.config.port, socket.SOCK_DGRAM)])
                 self._udp[self._udp.index(udp)] = fresh
+                self.mended += 1
                 self._end_loops([udp])
                 broken = ""
         for listener in [each for each in self._tcp.listeners if not tcp.listens(each.listener)]:
@@ -352,6 +414,7 @@ class Server:
             log.error("a query socket failed, opening it anew", address=address, protocol="tcp")
             broken = broken or f"no queries over TCP at {address}"
             with contextlib.suppress(OSError):
+                self.mended += 1
                 self._tcp.replace(listener, host.open_socket(address, self.config.port, socket.SOCK_STREAM))
                 broken = ""
         self.broken = broken
@@ -359,13 +422,18 @@ class Server:
     def ready(self) -> web.Answer:
         return reports.ready(self)
 
+    def tallies_of_python(self) -> dict[str, metrics.Tally]:
+        """Returns the counts without those of the compiled loops, by path."""
+        return {path: self.observer.total(path) for path in metrics.PATHS}
+
     def tallies(self) -> dict[str, metrics.Tally]:
         """Returns the counts by path (metrics.PATHS)."""
         found = {path: self.observer.total(path) for path in metrics.PATHS}
         for loop in self._counted:
             if loop.batch is not None:
                 found[loop.path].add_native(loop.batch.counts)
-        return found
+        more = self.spares.tallies() if self.spares is not None else {}
+        return {path: metrics.total((tally, *([more[path]] if path in more else []))) for path, tally in found.items()}
 
     def state(self) -> metrics_page.ServerState:
         return reports.state(self)
@@ -390,10 +458,10 @@ def _prepare_node(config: DnsConfig) -> None:
             log.warn("no notrack rules; parallel A and AAAA queries may stall", error=str(err))
 
 
-async def _main(config: DnsConfig, sources: Sources) -> None:
+async def _main(config: DnsConfig, sources: Sources, heritage: Heritage, listener: socket.socket | None) -> None:
     stop = stop_event()
     status = RoleStatus(config.run_dir, "dns")
-    async with Server(config, sources, stop) as server:
+    async with Server(config, sources, stop, heritage) as server:
         if not stop.is_set():
             log.info(
                 "serving", listen=list(config.addresses()), port=config.port, upstreams=list(server.forwarder.down())
@@ -401,6 +469,11 @@ async def _main(config: DnsConfig, sources: Sources) -> None:
         following = asyncio.create_task(sources.follow(config, log, server.reload))
         node = NodeState()
         healing = asyncio.create_task(node.follow(lambda: server.config))
+        sparing = asyncio.create_task(asyncio.sleep(0))
+        if listener is not None:
+            server.spares = Spares(server, listener)
+            server.follower.relay = server.spares.relay
+            sparing = asyncio.create_task(server.spares.follow())
         while not stop.is_set():
             server.report(status, node)
             with contextlib.suppress(TimeoutError):
@@ -408,6 +481,9 @@ async def _main(config: DnsConfig, sources: Sources) -> None:
         for task in (following, healing):
             task.cancel()
         await server.lame_duck()
+        sparing.cancel()
+        if server.spares is not None:
+            await server.spares.leave()
         status.update(ready=False, message="stopped", reason="Stopped")
 
 
@@ -426,4 +502,5 @@ def run(config: DnsConfig) -> None:
     sys.setswitchinterval(SWITCH_SECONDS)
     gc.freeze()  # imported modules stay in memory
     gc.set_threshold(GARBAGE)  # reference cycles are rare: frequent collections would find no garbage
-    main("dns", _main(real, sources))
+    heritage, listener = inherit(real.run_dir) if real.spare else (Heritage(), None)
+    main("dns", _main(real, sources, heritage, listener))

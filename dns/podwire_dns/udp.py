@@ -11,6 +11,7 @@ import contextlib
 import errno
 import os
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable
@@ -26,7 +27,7 @@ SEND, FORWARDED = 16, 64  # of batch.c
 # ECONNREFUSED: an ICMP error about an earlier answer
 PASSING = frozenset((errno.EINTR, errno.EAGAIN, errno.ECONNREFUSED))
 SHORT_OF_MEMORY = frozenset((errno.ENOBUFS, errno.ENOMEM))
-PAUSE_SECONDS = 0.01
+PAUSE_SECONDS, WAKE_SECONDS = 0.01, 0.5
 Send = Callable[[bytes], None]
 Waiting = list[tuple[Pending, Send, bytes]]  # a query, the sender of its answer, and its source (shares.py)
 Later = Callable[[Waiting], object]
@@ -40,8 +41,18 @@ class UdpLoop:
     """
 
     def __init__(
-        self, sock: socket.socket, answerer: Answerer, later: Later, native: Any | None, observer: Observer
+        self,
+        sock: socket.socket,
+        answerer: Answerer,
+        later: Later,
+        native: Any | None,
+        observer: Observer,
+        *,
+        shared: bool = False,
+        counts: Any = None,
     ) -> None:
+        """shared: another process reads this socket too. counts: the memory of the counts, see native/batch.c."""
+        self.shared = shared
         self.sock, self.answerer, self.later, self.observer = sock, answerer, later, observer
         self._native = native
         self._memory: AnswerTable | None = None  # this reference keeps the table alive while the thread uses it
@@ -50,7 +61,7 @@ class UdpLoop:
         self._out: list[tuple[bytes, bytes]] = []  # (answer, client) of upstream answers that wait for `flush`
         self.soon: Callable[[Callable[[], None]], object] | None = None  # None: send answers one by one
         if native is not None:
-            made = native.lib.batch_new(sock.fileno())
+            made = native.lib.batch_new(sock.fileno(), native.ffi.NULL if counts is None else counts)
             if made != native.ffi.NULL:
                 self.batch = native.ffi.gc(made, native.lib.batch_free)
                 self._size = self.batch.packet_size
@@ -61,6 +72,8 @@ class UdpLoop:
         self.address = str(sock.getsockname()[0])
         self.failed = ""  # the error that ended the thread
         self.stopping = False
+        if self.shared:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", 0, int(WAKE_SECONDS * 1e6)))
         self.thread = threading.Thread(target=self._run, daemon=True, name=f"udp {self.address}")
 
     def _run(self) -> None:
@@ -96,9 +109,18 @@ class UdpLoop:
         """Whether Python must check every question, even if an answer exists."""
         return self.answerer.rules is not None or self.observer.clients is not None
 
+    def stop_soon(self) -> None:
+        """Makes the thread end after its batch, also if `stop` waits for another thread first."""
+        self.stopping = True
+        if self.batch is not None:
+            self.batch.stop = self.shared
+
     def stop(self, seconds: float) -> None:
         """Ends the thread within `seconds`. The thread first answers the queries in the queue."""
-        self.stopping = True
+        self.stop_soon()
+        if self.shared:  # a shutdown would stop the other process too; the thread looks after WAKE_SECONDS
+            self.thread.join(seconds + WAKE_SECONDS)
+            return
         with contextlib.suppress(OSError):  # the call fails with ENOTCONN but wakes the thread
             self.sock.shutdown(socket.SHUT_RD)
         self.thread.join(seconds)
@@ -106,6 +128,10 @@ class UdpLoop:
     def close(self) -> None:
         """Answers the queries that arrived after the end of the thread, and closes the socket."""
         self.flush()
+        if self.shared:  # the other process reads the queue
+            self._hand_over()
+            self.sock.close()
+            return
         self.sock.setblocking(False)
         with contextlib.suppress(OSError):  # the queue is empty
             while True:
@@ -125,7 +151,7 @@ class UdpLoop:
 
     def _one(self) -> None:
         receive, send = self.sock.recvfrom, self.sock.sendto
-        while True:
+        while not (self.stopping and self.shared):
             try:
                 data, peer = receive(LARGEST_QUERY)
             except ConnectionError:
@@ -208,7 +234,7 @@ class UdpLoop:
         all_keys = ffi.buffer(batch.keys, room * 260)
         all_zones, all_simple = ffi.buffer(batch.zone), ffi.buffer(batch.simple)
         other = self._other
-        while True:
+        while not (self.stopping and self.shared):
             count = receive(batch)
             if count <= 0:
                 if not count:

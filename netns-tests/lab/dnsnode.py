@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -59,6 +60,7 @@ class DnsNode:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         for role in list(self.processes):
             self.kill(role)
+        self.kill_spare()
         if kind is not None:
             print(self.logs())
 
@@ -82,6 +84,21 @@ class DnsNode:
         process = self.processes.pop(role)
         process.send_signal(number)
         return process.wait(patient(30))
+
+    def spare(self) -> int:
+        """Return the process id of the spare server that the status names; 0 if there is none."""
+        pid = int(self.status("dns").get("figures", {}).get("spare", 0))
+        with contextlib.suppress(OSError):
+            if pid and b"dns-spare" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                return pid
+        return 0
+
+    def kill_spare(self) -> None:
+        """Kill the spare server: it outlives a killed server."""
+        pid = self.spare()
+        if pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     def status(self, role: str) -> dict[str, Any]:
         """Return the role's last status, {} if the role has not written a status."""

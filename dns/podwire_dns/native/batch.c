@@ -52,11 +52,14 @@ void batch_set(struct batch *b, int recursion, int shuffle, int autopath, const 
 	pthread_mutex_unlock(&b->lock);
 }
 
-struct batch *batch_new(int fd)
+/* counts: zeroed memory that outlives this process, shared with another one; NULL: the batch has
+ * its own. */
+struct batch *batch_new(int fd, struct batch_counts *counts)
 {
 	struct batch *b = calloc(1, sizeof *b);
 	if (!b)
 		return NULL;
+	b->counts = counts ? counts : &b->own;
 	b->packets = malloc((size_t)BATCH * PACKET);
 	b->keys = malloc((size_t)BATCH * 260);
 	if (!b->packets || !b->keys) {
@@ -181,13 +184,13 @@ static int prepared(struct batch *b, int i, const char *value, int size, int mod
 		return 0;
 	unsigned type =
 		(uint8_t)b->keys[b->ends[i + 1] - 4] << 8 | (uint8_t)b->keys[b->ends[i + 1] - 3];
-	b->counts.types[type < TYPES ? type : 0]++;
-	(mode & FORWARDED ? b->counts.cached : b->counts.rcodes)[mode & 15]++;
-	b->counts.sent_bytes += (uint64_t)length;
-	b->counts.received_bytes += (uint64_t)b->lengths[i];
-	count_size(b->counts.query_sizes, b->lengths[i]);
-	count_size(b->counts.answer_sizes, length);
-	b->counts.dnssec_ok += b->edns[i] == 2;
+	b->counts->types[type < TYPES ? type : 0]++;
+	(mode & FORWARDED ? b->counts->cached : b->counts->rcodes)[mode & 15]++;
+	b->counts->sent_bytes += (uint64_t)length;
+	b->counts->received_bytes += (uint64_t)b->lengths[i];
+	count_size(b->counts->query_sizes, b->lengths[i]);
+	count_size(b->counts->answer_sizes, length);
+	b->counts->dnssec_ok += b->edns[i] == 2;
 	b->out_vectors[at] = (struct iovec){b->out[i], (size_t)length};
 	b->out_headers[at].msg_hdr =
 		(struct msghdr){.msg_name = &b->peers[i],
@@ -210,8 +213,9 @@ static void send_ready(struct batch *b, int count)
 	int bucket = 0;
 	while (bucket < BUCKETS - 1 && took > BOUNDS[bucket])
 		bucket++;
-	b->counts.took[bucket] += (uint64_t)count;
-	b->counts.took_ns += took * (uint64_t)count;
+	b->counts->taken -= b->counts->taken < (uint64_t)count ? b->counts->taken : (uint64_t)count;
+	b->counts->took[bucket] += (uint64_t)count;
+	b->counts->took_ns += took * (uint64_t)count;
 }
 
 static int is_there(const struct table *t, char *key, int size, int type)
@@ -304,6 +308,9 @@ static int find_all(struct batch *b, int count)
 int batch_receive(struct batch *b)
 {
 	for (;;) {
+		b->counts->taken = 0;
+		if (b->stop)
+			return -EAGAIN;
 		for (int i = 0; i < BATCH; i++)
 			b->in_headers[i].msg_hdr.msg_namelen = sizeof b->peers[i];
 		int count = recvmmsg(b->fd, b->in_headers, BATCH, MSG_WAITFORONE, NULL);
@@ -312,8 +319,9 @@ int batch_receive(struct batch *b)
 		if (count > 0 && !b->in_headers[0].msg_len && !b->in_headers[0].msg_hdr.msg_namelen)
 			return 0;
 		b->began = monotonic_ns();
-		b->counts.calls++;
-		b->counts.received += (uint64_t)count;
+		b->counts->calls++;
+		b->counts->taken = (uint64_t)count;
+		b->counts->received += (uint64_t)count;
 		int at = 0, rest = count;
 		pthread_mutex_lock(&b->lock);
 		for (int i = 0; i < count; i++) {

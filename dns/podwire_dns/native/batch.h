@@ -33,6 +33,7 @@ struct batch_counts {
 	uint64_t received;
 	uint64_t sent_bytes, received_bytes;
 	uint64_t calls; /* recvmmsg calls that gave something */
+	uint64_t taken; /* queries of the last batch that have no answer yet */
 };
 
 struct batch {
@@ -48,10 +49,12 @@ struct batch {
 	char *keys;
 	char *packets; /* PACKET bytes for each */
 	int32_t packet_size;
-	struct batch_counts counts;
+	struct batch_counts *counts;
+	int32_t stop; /* batch_receive returns before it receives more */
 #ifdef PODWIRE_CDEF
 	...;
 #else
+	struct batch_counts own;
 	pthread_mutex_t lock; /* for what batch_set sets */
 	int fd, recursion, shuffle, autopath, zone_length;
 	char zone_name[256];
@@ -66,7 +69,7 @@ struct batch {
 #endif
 };
 
-struct batch *batch_new(int fd);
+struct batch *batch_new(int fd, struct batch_counts *counts);
 void batch_set(struct batch *b, int recursion, int shuffle, int autopath, const char *zone,
 	       int zone_length, struct table *answers);
 void batch_free(struct batch *b);

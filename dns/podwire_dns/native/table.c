@@ -69,6 +69,13 @@ void table_free(struct table *t)
 	free(t);
 }
 
+/* In a forked process: a thread of the parent, which is not here, may have held the lock to read.
+ */
+void table_forked(struct table *t)
+{
+	pthread_mutex_init(&t->lock, NULL);
+}
+
 /* Where the entry is hung, or would be. */
 static struct entry **place(const struct table *t, int kind, const char *key, int key_size,
 			    uint32_t hash)

@@ -40,6 +40,7 @@ const struct entry *table_look_up(const struct table *t, int kind, const char *k
 
 struct table *table_new(void);
 void table_free(struct table *t);
+void table_forked(struct table *t);
 int table_put(struct table *t, int kind, int count, const char *keys, const int32_t *key_sizes,
 	      const char *values, const int32_t *sizes);
 int table_drop(struct table *t, int kind, const char *key, int key_size);

@@ -1,0 +1,337 @@
+"""A node's DNS survives its server: two processes read the same sockets. One dies, or stops, and nobody notices.
+
+The servers are processes on loopback; their feeder runs in the test.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import dns.message
+import pytest
+
+from podwire_base.kube.client.reflector import Event
+from podwire_base.patience import patient
+from podwire_dns.config import DnsConfig
+from podwire_dns.feeder import Feeder
+from podwire_dns.testing import builders, cases
+from podwire_dns.testing.cases import HTTP, SVC, service
+from podwire_dns.tests.test_server import feed, free_port
+
+SECONDS = 660 if os.environ.get("PODWIRE_LONG") else 5
+SOON = 0.05  # a query that follows a lost one is answered within this time
+BATCH = 64  # queries that a killed process may have read
+
+
+def eventually(check: Callable[[], bool], what: str, seconds: float = 20) -> None:
+    end = time.monotonic() + patient(seconds)
+    while not check():
+        assert time.monotonic() < end, what
+        time.sleep(0.02)
+
+
+class Node:
+    """Server processes, and a feeder in a thread."""
+
+    def __init__(self, folder: Path) -> None:
+        self.config = replace(builders.CONFIG, run_dir=folder, listen=("127.0.0.1",), port=free_port())
+        self.loop = asyncio.new_event_loop()
+        self.thread = threading.Thread(target=self.loop.run_forever)
+        self.thread.start()
+        self.feeder: Feeder | None = None
+        self.listener: asyncio.Server | None = None
+        self.process = self.start()
+        self.feed()
+
+    def start(self) -> subprocess.Popen[bytes]:
+        words = ["--run-dir", str(self.config.run_dir), "--listen", "127.0.0.1", "--port", str(self.config.port)]
+        with (self.config.run_dir / "server.log").open("a") as out:
+            return subprocess.Popen(
+                [
+                    sys.executable,
+                    "-m",
+                    "podwire_dns.main",
+                    "server",
+                    *words,
+                    "--no-notrack",
+                    "--upstream",
+                    "none",
+                    "--spare",
+                ],
+                stderr=out,
+                stdout=out,
+            )
+
+    def run(self, work: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(patient(20))
+
+    def feed(self) -> None:
+        async def begin() -> None:
+            self.feeder, self.listener = await feed(self.config)
+            self.feeder.start_feeding()
+
+        self.run(begin())
+
+    def starve(self) -> None:
+        async def end() -> None:
+            assert self.listener is not None
+            assert self.feeder is not None
+            self.listener.close()
+            self.feeder.part()
+
+        self.run(end())
+
+    def change(self, obj: dict[str, Any]) -> None:
+        assert self.feeder is not None
+        self.loop.call_soon_threadsafe(self.feeder.handler("Service"), Event("MODIFIED", "", obj))
+
+    def status(self) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        with contextlib.suppress(OSError, ValueError):
+            found = json.loads((self.config.run_dir / "status" / "dns.json").read_text())
+        return found
+
+    def spare(self) -> int:
+        told = self.status()
+        pid = int(told.get("figures", {}).get("spare", 0))
+        return pid if told.get("pid") == self.process.pid and pid and b"dns-spare" in command(pid) else 0
+
+    def both(self, but: int = 0) -> bool:
+        return self.spare() not in (0, but)
+
+    def kill(self, who: str) -> None:
+        if who == "spare":
+            os.kill(self.spare(), signal.SIGKILL)
+        else:
+            self.process.kill()
+            self.process.wait()
+            self.process = self.start()
+
+    def log(self) -> str:
+        return (self.config.run_dir / "server.log").read_text()
+
+    def close(self) -> None:
+        spare = self.spare()
+        self.process.terminate()
+        try:
+            self.process.wait(patient(10))
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+        for pid in {spare, *(int(found) for found in re.findall(r'"spare server started" pid=(\d+)', self.log()))}:
+            if pid and b"dns-spare" in command(pid):
+                os.kill(pid, signal.SIGKILL)
+        if self.listener is not None:
+            self.starve()
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.thread.join()
+
+
+def command(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[Node]:
+    made = Node(tmp_path)
+    try:
+        eventually(made.both, "there are two servers")
+        yield made
+    except BaseException:
+        print(made.log())
+        raise
+    finally:
+        made.close()
+
+
+class Clients:
+    """`with Clients(config) as clients`: clients send one query after the other. A query without an answer within a
+    second is lost; `slow` has the times of the answers to the queries that followed a lost one.
+    """
+
+    def __init__(self, config: DnsConfig, count: int = 3) -> None:
+        self.port = config.port
+        self.sent, self.lost, self.wrong = 0, 0, set[str]()
+        self.slow: list[float] = []
+        self.stop, self._lock = threading.Event(), threading.Lock()
+        self.threads = [threading.Thread(target=self._work) for _ in range(count)]
+
+    def __enter__(self) -> Clients:
+        for thread in self.threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop.set()
+        for thread in self.threads:
+            thread.join()
+
+    def _work(self) -> None:
+        query, lost = dns.message.make_query(f"svc1.{SVC}", "A").to_wire(), False
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.connect(("127.0.0.1", self.port))
+            sock.settimeout(1)
+            while not self.stop.is_set():
+                ident, began, answer = random.randbytes(2), time.monotonic(), b""
+                with contextlib.suppress(OSError):
+                    sock.send(ident + query[2:])
+                    while answer[:2] != ident:
+                        answer = sock.recv(4096)
+                with self._lock:
+                    self.sent += 1
+                    self.lost += not answer
+                    if lost and answer:
+                        self.slow.append(time.monotonic() - began)
+                    if answer and (answer[3] & 15 or not answer[7]):
+                        self.wrong.add(answer[2:12].hex())
+                lost = not answer
+                time.sleep(0.001)
+
+    def check(self, kills: int) -> None:
+        assert self.sent > 100
+        assert self.lost <= kills * BATCH, (self.lost, kills)
+        assert not self.wrong
+        assert all(took < patient(SOON) for took in self.slow), self.slow
+
+
+@pytest.mark.parametrize("who", ["spare", "server"])
+def test_a_killed_server_is_not_missed(node: Node, who: str) -> None:
+    before = node.spare()
+    with Clients(node.config) as clients:
+        time.sleep(0.2)
+        node.kill(who)
+        eventually(lambda: node.both(before), "there are two servers again")
+        time.sleep(0.2)
+    clients.check(1)
+    if who == "spare":
+        eventually(lambda: node.status()["figures"].get("spares_ended") == 1, "the status counts it")
+        assert node.status()["figures"]["queries_lost"] <= BATCH
+    else:
+        assert "took the sockets over from a predecessor" in node.log()
+        eventually(lambda: b"dns-spare" not in command(before), "the spare of the killed server left")
+
+
+@pytest.mark.parametrize("who", ["spare", "server"])
+def test_a_stopped_server_is_not_missed(node: Node, who: str) -> None:
+    pid = node.spare() if who == "spare" else node.process.pid
+    with Clients(node.config) as clients:
+        time.sleep(0.1)
+        os.kill(pid, signal.SIGSTOP)
+        time.sleep(1)
+        os.kill(pid, signal.SIGCONT)
+        time.sleep(0.1)
+    clients.check(1)
+
+
+def test_changes_reach_both(node: Node) -> None:
+    query = dns.message.make_query(f"fresh.{SVC}", "A").to_wire()
+
+    def address() -> bytes:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.settimeout(0.5)
+            sock.sendto(query, ("127.0.0.1", node.config.port))
+            try:
+                return sock.recv(4096)[-4:]
+            except TimeoutError:  # the process that was stopped had read the query
+                return b""
+
+    node.change(service("fresh", ip="10.96.99.1", ports=[HTTP]))
+    for stopped in (node.spare(), node.process.pid):  # the other one answers alone
+        time.sleep(0.2)
+        os.kill(stopped, signal.SIGSTOP)
+        try:
+            eventually(lambda: address() == bytes((10, 96, 99, 1)), "the new Service is known", 5)
+        finally:
+            os.kill(stopped, signal.SIGCONT)
+
+
+def test_the_server_dies_while_the_feeder_is_away(node: Node) -> None:
+    """The spare serves the last zone until a server has one of its own, however long that takes."""
+    spare = node.spare()
+    node.starve()
+    with Clients(node.config) as clients:
+        node.kill("server")
+        time.sleep(1)
+        assert b"dns-spare" in command(spare)
+        node.feed()
+        eventually(lambda: node.both(spare), "there are two servers again")
+        time.sleep(0.2)
+    clients.check(1)
+
+
+def test_sigterm_ends_both(node: Node) -> None:
+    spare = node.spare()
+    node.process.terminate()
+    assert node.process.wait(patient(10)) == 0
+    assert b"dns-spare" not in command(spare)
+    assert node.status()["reason"] == "Stopped"
+
+
+def test_another_zone_reaches_both(node: Node) -> None:
+    before = node.spare()
+    with Clients(node.config) as clients:
+        node.starve()
+        node.feed()
+        eventually(lambda: node.both(before), "the spare has the new zone")
+        eventually(lambda: b"dns-spare" not in command(before), "the old one left")
+    clients.check(0)
+
+
+def test_killing_and_stopping_for_a_while(node: Node) -> None:
+    rand, kills = random.Random(36), 0
+    end = time.monotonic() + SECONDS
+    with Clients(node.config) as clients:
+        while time.monotonic() < end:
+            what, before = rand.choice(("kill spare", "kill server", "stop spare", "stop server")), node.spare()
+            if what.startswith("kill"):
+                kills += 1
+                node.kill(what.split()[1])
+                eventually(lambda before=before: node.both(before), "there are two servers again")  # type: ignore[misc]
+            else:
+                pid = before if what.endswith("spare") else node.process.pid
+                os.kill(pid, signal.SIGSTOP)
+                time.sleep(0.3)
+                os.kill(pid, signal.SIGCONT)
+    clients.check(kills)
+
+
+def test_the_spare_shares_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PSS of both beside that of one, with 10,000 Services: at most 10 MB more."""
+    many = [service(f"s{n}", ip=f"10.96.{10 + (n >> 8)}.{n & 255}", ports=[HTTP]) for n in range(10_000)]
+    monkeypatch.setattr(cases, "SERVICES", [*cases.SERVICES, *many])
+    node = Node(tmp_path)
+    try:
+        eventually(node.both, "there are two servers", 60)
+        time.sleep(0.5)
+
+        def pss(pid: int) -> int:
+            text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+            return int(re.findall(r"^Pss:\s+(\d+)", text, re.M)[0])
+
+        spare = node.spare()
+        together = pss(node.process.pid) + pss(spare)
+        os.kill(node.process.pid, signal.SIGSTOP)  # it starts no other spare
+        os.kill(spare, signal.SIGKILL)
+        eventually(lambda: not (Path(f"/proc/{spare}/maps").read_text()), "the spare's memory is free")
+        alone = pss(node.process.pid)
+        os.kill(node.process.pid, signal.SIGCONT)
+        assert together - alone <= 10_000, (together, alone)
+    finally:
+        node.close()
