@@ -115,7 +115,7 @@ class Facts:
     def service(self, old: Iterable[ServicePort], new: Iterable[ServicePort]) -> None:
         """Replaces the ports of one Service."""
         gone, come = _node_ports(old), _node_ports(new)
-        if gone != come:
+        if gone != come:  # most Services have none
             self.changed = True
             self._in_use.update(come)
             self._in_use.subtract(gone)
@@ -138,5 +138,5 @@ class Facts:
         return replace(node, claimable=replace(node.claimable, api=api, taken=frozenset(taken)))
 
 
-def _node_ports(ports: Iterable[ServicePort]) -> Counter[int]:
-    return Counter(number for port in ports for number in {port.node_port, port.health_check_port} if number)
+def _node_ports(ports: Iterable[ServicePort]) -> list[int]:
+    return [number for port in ports for number in {port.node_port, port.health_check_port} if number]
