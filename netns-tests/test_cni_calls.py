@@ -301,7 +301,10 @@ def test_standalone_takes_over_while_the_agent_is_down(node: CniNode, lab: Lab, 
     assert node.leases() == {first.address: "a", second.address: "b"}
     with peer_server(pod, second.address) as port:
         assert ask(with_agent, second.address, port) == first.address
-    assert node.cni("DEL", "a", with_agent, conf).status == 0
+    edited = {key: value for key, value in conf.items() if key != "ipam"} | {"hairpin": True}
+    assert node.cni("ADD", "c", lab.netns("c"), edited).status == 1
+    done = node.cni("DEL", "a", with_agent, edited)
+    assert done.status == 0, f"DEL ends well with a configuration that was edited: {done.out}"
     node.start()
     assert node.leases() == {second.address: "b"}
     with peer_server(pod, second.address) as port:
