@@ -45,6 +45,7 @@ _LONGEST = (
     "netns-tests/test_proxy_conformance.py",
     "netns-tests/test_proxy_iptables.py",
     "netns-tests/test_cluster.py",
+    "netns-tests/test_upgrade.py",
     "netns-tests/test_proxy_live.py",
     "netns-tests/test_cni_crashes.py",
     "netns-tests/test_dns_settings.py",

@@ -29,7 +29,7 @@ from podwire_base.role import beat, files, hostports, layout, logs
 from podwire_base.role.run import main, stop_event
 from podwire_base.role.status import RoleStatus
 
-from . import conflistfile, managerfiles, nodes, overlay, routes, runtimes, wiring
+from . import conflistfile, managerfiles, nodes, nodetable, overlay, routes, runtimes, wiring
 from .commands import Plugin
 from .firewall import Firewall
 from .hostmanagers import notes
@@ -361,6 +361,11 @@ def run(config: WiringConfig) -> None:
         stack.callback(kernel.close)
         firewall = Firewall()
         stack.callback(firewall.close)
+        if (found := firewall.layout()) > nodetable.LAYOUT:
+            raise layout.NewerLayout(
+                f"nft tables {nodetable.TABLE}: a later version of podwire wrote them with layout {found}, and this "
+                f"version knows layouts up to {nodetable.LAYOUT}: start that version or a later one"
+            )
         agent = Agent(config, kernel, firewall, store)
         try:
             agent.restore()

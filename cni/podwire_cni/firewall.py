@@ -57,6 +57,11 @@ class Firewall:
             there = set(self._nft.tables())
         return all(table in there for table in nodetable.tables())
 
+    def layout(self) -> int:
+        """Returns the layout of the existing tables; 0 if there are none, or if a version before 0.3 wrote them."""
+        with self._lock:
+            return max(map(nodetable.layout_of, self._nft.chains()), default=0)
+
     def adopt(self, node: NodeRules, pods: Mapping[Attachment, PodRules]) -> None:
         """Record `node` and `pods` as the state of the existing tables, without reading the tables."""
         with self._lock:

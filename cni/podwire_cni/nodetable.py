@@ -11,6 +11,7 @@ replaced in one commit; meanwhile conntrack still translates established connect
     ip, ip6      hostports    prerouting and output: a port of the node leads to a pod
                  postrouting  pods to the world outside leave with the node's address; inside the cluster they keep
                  theirs
+    all          layout-N-X   empty; N is the layout, and X a digest of the table's rules
 
 The bridge table checks for spoofing, because only the bridge knows the ingress port of a frame, and because a frame to
 the MAC of a neighbour passes no hook of IP. The port flags `locked` and `isolated` would be cheaper. But with
@@ -20,6 +21,8 @@ br_netfilter, a Service's packet to a pod of the same node goes from port to por
 from __future__ import annotations
 
 import functools
+import hashlib
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
@@ -33,6 +36,7 @@ from .template import Template, cut
 from .types import BRIDGE, PORT_GROUP, IPAddress, PortMapping
 
 TABLE = "podwire-cni"
+LAYOUT = 1  # of these tables: raised by a change that an agent of the version before would misread
 RAW, SRCNAT = -300, 100
 # After the table of the Services (-100): if a NodePort and a hostPort have the same number, the NodePort takes
 # precedence, because it is cluster-wide.
@@ -198,7 +202,29 @@ def plan(node: NodeRules, pods: Iterable[PodRules]) -> nft.Transaction:
         table, sets = nft.Table(family, TABLE), sets_of(family)
         tx.remake(table).add(sets.hostports, sets.hostports_on, sets.hairpin)
         tx.add(*_ports(table), *_loopback(table, node), *_hostports(table), *_postrouting(table, node))
+    tx.add(*_marks_of(tx))
     return tx.add(*(part for pod in pods for part in elements(pod)))
+
+
+def _marks_of(tx: nft.Transaction) -> list[nft.Chain]:
+    """Returns an empty chain for each table. Its name carries the layout's number and a digest of the table's rules, so
+    that an agent notices rules of another version also where their comments are the same.
+    """
+    rules = [op.thing for op in tx if isinstance(op.thing, nft.Rule)]
+    found = []
+    for table in tables():
+        told = [
+            (rule.chain.name, b"".join(e.encode() for e in rule.exprs)) for rule in rules if rule.chain.table == table
+        ]
+        digest = hashlib.sha256(repr(told).encode()).hexdigest()[:8]
+        found.append(nft.Chain(table, f"layout-{LAYOUT}-{digest}"))
+    return found
+
+
+def layout_of(chain: nft.Chain) -> int:
+    """Returns the layout that a chain of `plan` names, 0 for any other chain."""
+    found = re.fullmatch(r"layout-(\d+)(-.*)?", chain.name)
+    return int(found[1]) if found and chain.table in tables() else 0
 
 
 def _name(link: str) -> bytes:

@@ -47,6 +47,7 @@ STATUS_SECONDS = 1.0
 HERITAGE_SECONDS = 0.05
 LEAVE_SECONDS = 0.5
 SIBLING_SECONDS = 10.0
+ZONE_SECONDS = 1.0  # longest wait for the zone where no sibling serves: a feeder needs a fraction of it at a restart
 OLD_SOCKET_SECONDS = forward.DEADLINE + 1  # after this time no query of an old socket is pending
 PREFETCH_SECONDS = 0.25
 HEALTH_SECONDS = 1.0
@@ -140,12 +141,13 @@ class Server:
             return await self._succeed()
         self._tasks = [asyncio.create_task(self.follower.run())]
         self._take_pages(self.config, await self._open_pages(self.config))
-        if any(host.has_sibling(address, self.config.port) for address in self.config.addresses()):
-            # A sibling server answers; SERVFAIL from this server would be worse.
-            waits = [asyncio.create_task(event.wait()) for event in (self._synced, self.stop)]
-            await asyncio.wait(waits, timeout=SIBLING_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-            for wait in waits:
-                wait.cancel()
+        # A sibling server answers, or the client asks again; SERVFAIL from this server would be worse.
+        sibling = any(host.has_sibling(address, self.config.port) for address in self.config.addresses())
+        waits = [asyncio.create_task(event.wait()) for event in (self._synced, self.stop)]
+        seconds = SIBLING_SECONDS if sibling else ZONE_SECONDS
+        await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
         if not self.stop.is_set():
             await self._listen(self.config)
             self._tasks.append(asyncio.create_task(self._housekeeping()))

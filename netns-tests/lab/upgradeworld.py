@@ -11,7 +11,7 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from .patience import patient
 
 CONTROL, NODES = "172.30.9.1", {"n1": "172.30.9.11", "n2": "172.30.9.12"}
 DNS = "10.96.0.10"
+SERVFAIL = 2
 ROLES = ("wiring", "proxy", "dns-feeder", "dns")
 STAMP = 812_345_678_901  # of the objects, in the form that a real API server gives
 
@@ -117,13 +118,14 @@ class World:
     nodes: dict[str, Node]
     outside: NetNS
     pods: dict[str, tuple[NetNS, str]] = field(default_factory=dict)
+    results: dict[str, Object] = field(default_factory=dict)  # of ADD
 
     def pod(self, node: str, name: str, **more: Any) -> tuple[NetNS, str]:
         where = self.nodes[node]
         pod = self.lab.netns(name)
         answer = where.cni("ADD", name, pod, where.conf(**more))
         assert answer.status == 0, answer.out + where.log()[-3000:]
-        self.pods[name] = (pod, answer.address)
+        self.pods[name], self.results[name] = (pod, answer.address), answer.body
         return self.pods[name]
 
     def service(self, name: str, node_of: dict[str, str], ports: list[Object], **spec: Any) -> str:
@@ -150,8 +152,8 @@ class World:
 
 
 @contextlib.contextmanager
-def world(folder: Path, *flags: str) -> Iterator[World]:
-    """Yield two nodes without agents, a host outside, and the API server, on one link."""
+def world(folder: Path, flags: Mapping[str, tuple[str, ...]]) -> Iterator[World]:
+    """Yield two nodes without agents, a host outside, and the API server, on one link. flags: node -> of its agent."""
     with Lab() as lab, contextlib.ExitStack() as stack:
         switch, control = lab.netns("switch"), lab.netns("control")
         switch.netlink(lambda ipr: ipr.link("add", ifname="sw0", kind="bridge"))
@@ -166,7 +168,7 @@ def world(folder: Path, *flags: str) -> Iterator[World]:
         nodes = {}
         for n, (name, address) in enumerate(NODES.items()):
             api.create("Node", recorded.node(name, address, f"10.244.{n}.0/24", STAMP + n))
-            nodes[name] = Node(machines[name], folder / name, name, api, flags)
+            nodes[name] = Node(machines[name], folder / name, name, api, flags[name])
             stack.callback(nodes[name].close)
         yield World(lab, api, nodes, control)
 
@@ -210,10 +212,13 @@ def echo(ns: NetNS, address: str, port: int) -> Iterator[None]:
 
 @dataclass
 class Stream:
-    """One client. lost: what failed. longest: the longest wait for an answer in seconds."""
+    """One client. lost: what failed. longest: the longest wait for an answer in seconds. servfail: answers of a DNS
+    server that does not know the zone yet.
+    """
 
     name: str
     sent: int = 0
+    servfail: int = 0
     lost: list[str] = field(default_factory=list)
     longest: float = 0.0
 
@@ -240,8 +245,7 @@ class Traffic:
             stream.longest = max(stream.longest, time.monotonic() - before)
             self._stop.wait(pause)
 
-    def _begin(self, name: str, turn: Callable[[], None], pause: float = 0.01) -> Stream:
-        stream = Stream(name)
+    def _begin(self, stream: Stream, turn: Callable[[], None], pause: float = 0.03) -> Stream:
         thread = threading.Thread(target=self._run, args=(stream, turn, pause), daemon=True)
         thread.start()
         self.streams.append(stream)
@@ -257,7 +261,7 @@ class Traffic:
             if link.recv(1) != b"x":
                 raise ConnectionResetError("closed")
 
-        return self._begin(name, turn)
+        return self._begin(Stream(name), turn)
 
     def datagrams(self, name: str, ns: NetNS, address: str, port: int) -> Stream:
         """One UDP flow; each datagram must be answered."""
@@ -272,7 +276,7 @@ class Traffic:
             while sock.recv(100) != number:
                 pass
 
-        return self._begin(name, turn)
+        return self._begin(Stream(name), turn)
 
     def connections(self, name: str, ns: NetNS, address: str, port: int) -> Stream:
         """A new TCP connection for each question."""
@@ -284,35 +288,41 @@ class Traffic:
                 if link.recv(1) != b"y":
                     raise ConnectionResetError("closed")
 
-        return self._begin(name, turn, 0.02)
+        return self._begin(Stream(name), turn, 0.06)
 
-    def queries(self, name: str, ns: NetNS, host: str, wanted: str) -> Stream:
-        """DNS queries as glibc's resolver sends them: 5 s for an answer, then once more."""
+    def queries(self, name: str, ns: NetNS, host: str, wanted: str, seconds: float) -> Stream:
+        """DNS queries of a patient resolver, which asks again each second for up to `seconds`."""
+        stream = Stream(name)
         sock = ns.call(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
-        sock.settimeout(patient(5))
+        sock.settimeout(1)
         labels = b"".join(bytes([len(label)]) + label.encode() for label in host.split(".")) + b"\0"
         numbers = iter(range(1, 65536))
 
         def turn() -> None:
             head = struct.pack("!HHHHHH", number := next(numbers), 0x0100, 1, 0, 0, 0)
-            for last in (False, True):
+            end = time.monotonic() + patient(seconds)
+            while True:
                 sock.sendto(head + labels + b"\0\1\0\1", (DNS, 53))
                 try:
                     while (answer := sock.recv(512))[:2] != number.to_bytes(2):
                         pass
                 except TimeoutError:
-                    if last:
+                    if time.monotonic() > end:
                         raise
                     continue
+                if (rcode := answer[3] & 15) == SERVFAIL and time.monotonic() < end:
+                    stream.servfail += 1
+                    time.sleep(0.1)
+                    continue
                 if socket.inet_aton(wanted) not in answer:
-                    raise OSError(f"rcode {answer[3] & 15}")
+                    raise OSError(f"rcode {rcode}")
                 return
 
-        return self._begin(name, turn)
+        return self._begin(stream, turn)
 
     def end(self) -> list[str]:
         """Stop, and return a line for each client that lost something."""
         self._stop.set()
         for thread in self._threads:
-            thread.join(patient(15))
+            thread.join(patient(20))
         return [f"{s.name}: {s.lost[:5]} of {s.sent}" for s in self.streams if s.lost]

@@ -11,11 +11,13 @@ import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import click
 
 from podwire_base.kernel.addresses import local_addresses
 from podwire_base.kernel.netns import call_in
+from podwire_base.kube.errors import ConfigError
 from podwire_base.kube.meta import Object, key, labels, seniority
 from podwire_node.runtime import Sandbox
 from podwire_proxy import backends
@@ -27,6 +29,7 @@ from podwire_proxy.verdict import Kind
 
 from ..cluster import network
 from ..cluster.record import load
+from ..downgrade import AgentRuns, downgrade
 from .common import Failed, find_kubeconfig, kubeconfig_option, with_api
 from .pods import cluster_option, find_cluster, find_pod
 
@@ -298,18 +301,51 @@ def explain_(
             raise SystemExit(1)
 
 
+def _for_downgrade(place: Place, run_dir: Path) -> None:
+    if not (run_dir / "cni").is_dir():
+        raise Failed(f"--run-dir: {run_dir} is not an agent's run directory; no agent ran there since the last boot")
+    try:
+        done = call_in(place.path, lambda: list(downgrade(run_dir)))
+    except (AgentRuns, ConfigError) as err:
+        raise Failed(str(err)) from err
+    except OSError as err:
+        raise Failed(f"{run_dir}: {err.strerror}; this needs root" if err.strerror else str(err)) from err
+    for line in done:
+        click.echo(f"removed {line}")
+    click.echo("pods, leases, rules and routes stay; now start the agent of the version before")
+
+
 @click.command("cleanup")
 @click.option("--dry-run", is_flag=True, help="List what would be removed, and rules of other programs.")
 @click.option("--node", help="A node of the cluster on this machine. Default: this machine.")
 @click.option("--netns", type=click.Path(exists=True), help="Clean up in this network namespace.")
+@click.option(
+    "--for-downgrade",
+    is_flag=True,
+    help="Remove only what the version before cannot read; pods, leases and rules stay for its agents.",
+)
+@click.option(
+    "--run-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("/run/podwire/node"),
+    show_default=True,
+    help="The agent's, for --for-downgrade.",
+)
 @cluster_option
 @former_name
-def cleanup(dry_run: bool, node: str | None, netns: str | None, cluster: str | None) -> None:
+def cleanup(
+    dry_run: bool, node: str | None, netns: str | None, cluster: str | None, for_downgrade: bool, run_dir: Path
+) -> None:
     """Remove all rules of the Service proxy from a node's kernel. Services stop being served there.
 
     Stop the proxy first: a running proxy writes its rules again.
     """
     place = _place(cluster, node, netns)
+    if for_downgrade:
+        if dry_run:
+            raise Failed("--dry-run: does not go with --for-downgrade")
+        _for_downgrade(place, run_dir)
+        return
     try:
         others = call_in(place.path, backends.foreign)
         ours = call_in(place.path, backends.existing)

@@ -11,13 +11,16 @@ from click.testing import CliRunner
 from podwire.agent import AgentConfig, roles
 from podwire.main import cli
 from podwire.settings import ROLES
-from podwire_base.role import layout
+from podwire_base.role import layout, logs
 from podwire_controlplane.server import auth, pki
 
 
 @pytest.fixture
-def node(tmp_path: Path) -> tuple[Path, Path]:
-    """A run directory of a later version, and a kubeconfig."""
+def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """A run directory of a later version, and a kubeconfig. Roles name their node in the log of this process; the tests
+    that follow must not.
+    """
+    monkeypatch.setattr(logs, "configure", lambda **_: None)
     run_dir, kubeconfig = tmp_path / "run", tmp_path / "kubeconfig"
     run_dir.mkdir()
     (run_dir / layout.FILE).write_text(json.dumps({"layout": 2, "version": "9.1.0"}))

@@ -81,6 +81,22 @@ async def ask(config: DnsConfig, name: str, rtype: str = "A", *, tcp: bool = Fal
     return await send(dns.message.make_query(name, rtype), "127.0.0.1", port=config.port, timeout=patient(5))
 
 
+def test_a_server_answers_when_it_has_the_zone(tmp_path: Path) -> None:
+    """A restarted server would answer SERVFAIL for a moment, which clients take for an end."""
+    config = dataclasses.replace(builders.CONFIG, run_dir=tmp_path, listen=("127.0.0.1",), port=free_port())
+
+    async def body() -> None:
+        feeder, listener = await feed(config)
+        feeder.start_feeding()
+        async with Server(config) as server:
+            assert (await ask(config, f"svc1.{SVC}")).answer and server.fed
+            listener.close()
+            for writer in list(feeder.servers):
+                writer.transport.abort()
+
+    asyncio.run(body())
+
+
 def test_a_server_follows_its_feeder(tmp_path: Path) -> None:
     async def work(config: DnsConfig, server: Server) -> None:
         status = RoleStatus(tmp_path, "dns")
