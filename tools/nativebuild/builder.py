@@ -58,7 +58,7 @@ def build(root: Path) -> tuple[list[Unit], list[str]]:
 def build_program(root: Path, unit: Unit, compiler: str, out: Path, flags: Sequence[str] = STATIC) -> str:
     """Compile the unit to `out` and return "", or the reason why the compilation fails."""
     sources = [str(root / unit.folder / source) for source in unit.sources]
-    return _write(out, lambda fresh: program_command(compiler, sources, fresh, flags))
+    return _write(out, lambda fresh: program_command(compiler, sources, fresh, [*flags, *nameless(root)]))
 
 
 def build_module(root: Path, unit: Module, compiler: str, out: Path, flags: Sequence[str] = LOADED) -> str:
@@ -72,7 +72,13 @@ def build_module(root: Path, unit: Module, compiler: str, out: Path, flags: Sequ
             return f"{compiler}: {err.stderr.strip()}"
         sources = [str(glue), *(str(folder / source) for source in unit.c_files)]
         include = [str(folder), sysconfig.get_path("include")]
-        return _write(out, lambda fresh: module_command(compiler, unit, sources, include, fresh, flags))
+        nowhere = [*flags, *nameless(Path(work), root)]
+        return _write(out, lambda fresh: module_command(compiler, unit, sources, include, fresh, nowhere))
+
+
+def nameless(*folders: Path) -> list[str]:
+    """Return the flags that keep the names of folders out of the result (__FILE__), so that two builds are the same."""
+    return [f"-ffile-prefix-map={folder}=." for folder in folders]
 
 
 def write_glue(folder: Path, unit: Module, compiler: str, glue: Path) -> None:

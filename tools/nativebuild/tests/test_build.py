@@ -63,6 +63,24 @@ def test_without_a_compiler_all_is_left_out_and_says_so(copy: Path, monkeypatch:
     assert any("podwire-echo is not built (no C compiler" in warning for warning in warnings)
 
 
+def test_two_builds_are_the_same(copy: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Neither the temporary folder of the glue code nor that of the checkout is in the result."""
+    plain, no_compiler = toolchain.find(musl=False, flags=())
+    if no_compiler or toolchain.module_problem():
+        pytest.skip("no C compiler, or no headers of Python")
+    other = tmp_path_factory.mktemp("elsewhere")
+    shutil.copytree(copy, other, dirs_exist_ok=True)
+    (module, *_), program = units.MODULES, units.PROGRAMS[-1]
+    made = []
+    for n, root in enumerate((copy, other)):
+        out = [tmp_path_factory.mktemp("out") / f"{unit.name}.{n}" for unit in (module, program)]
+        assert builder.build_module(root, module, str(plain), out[0]) == ""
+        assert builder.build_program(root, program, str(plain), out[1], ["-O2", "-s"]) == ""
+        made.append([file.read_bytes() for file in out])
+        assert not [text for text in made[-1] if b"podwire-module-" in text or bytes(root) in text]
+    assert made[0] == made[1]
+
+
 def test_a_compiler_that_cannot_link_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As musl-gcc of Debian 13 without binutils."""
     good = shutil.which("cc") or shutil.which("gcc")
