@@ -336,7 +336,8 @@ class Server:
         """Stops the server: accepts no new query, and waits briefly for the answers in progress."""
         for site, _pages in self._web.values():
             site.close()
-        self._tcp.close_listeners(self._tcp.listeners)
+        listeners, self._tcp.listeners = self._tcp.listeners, []  # `mend` must not open them anew
+        self._tcp.close_listeners(listeners)
         for udp in self._udp:
             udp.stop_soon()
         for udp in self._udp:

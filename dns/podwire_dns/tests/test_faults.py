@@ -335,3 +335,19 @@ def test_a_reload_that_keeps_an_address_keeps_its_sockets(tmp_path: Path) -> Non
         assert (await ask(other, f"svc1.{SVC}")).answer
 
     run(tmp_path, work)
+
+
+def test_a_server_that_leaves_opens_no_socket_anew(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Its end takes longer than a look at the sockets, because a connection is open."""
+    tasks: list[asyncio.Task[None]] = []
+
+    async def work(config: DnsConfig, server: Server) -> None:
+        tasks.extend(server._tasks)
+        _, writer = await asyncio.open_connection("127.0.0.1", config.port)
+        await until(lambda: bool(server._tcp.connections))
+        asyncio.get_running_loop().call_later(5, writer.close)
+
+    run(tmp_path, work)
+    told = capfd.readouterr().err
+    assert "opening it anew" not in told
+    assert all(task.cancelled() for task in tasks), "none ended by an error"
