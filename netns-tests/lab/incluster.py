@@ -46,7 +46,7 @@ OPEN = (
     "/readyz",
     "/version",
 )  # to all clients, by Kubernetes' ClusterRole system:public-info-viewer
-Right = tuple[str, str, str]  # verb, API group, "resource" or "resource in NAMESPACE" or "resource in NAMESPACE/NAME"
+Right = tuple[str, str, str]  # verb, API group, resource and " in NAMESPACE", " in NAMESPACE/NAME", " named NAME" or ""
 
 
 def rights(roles: Iterable[Object]) -> set[Right]:
@@ -55,8 +55,9 @@ def rights(roles: Iterable[Object]) -> set[Right]:
     for role in roles:
         space = f" in {role['metadata']['namespace']}" if role["kind"] == "Role" else ""
         for rule in role["rules"]:
-            assert space or not rule.get("resourceNames"), "not done here"
-            places = [f"{space}/{own}" for own in rule.get("resourceNames", [])] or [space]
+            places = [f"{space}/{own}" if space else f" named {own}" for own in rule.get("resourceNames", [])] or [
+                space
+            ]
             found |= {
                 (verb, group, resource + place)
                 for verb in rule["verbs"]
@@ -93,7 +94,12 @@ def needs(method: str, path: str, query: Any) -> list[Right]:
     name = rest[1] if len(rest) > 1 else query.get("fieldSelector", "").removeprefix("metadata.name=")
     return [
         (verb, group, resource + place)
-        for place in ([f" in {space}/{name}"] if space and name else []) + ([f" in {space}"] if space else []) + [""]
+        for place in (
+            *([f" in {space}/{name}"] if space and name else []),
+            *([f" in {space}"] if space else []),
+            *([f" named {name}"] if name else []),
+            "",
+        )
     ]
 
 

@@ -5,11 +5,9 @@ installed dependencies of this version.
 from __future__ import annotations
 
 import functools
-import io
 import os
 import subprocess
 import sys
-import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,8 +69,7 @@ def _build() -> OldVersion | str:
     if packed.returncode:
         return f"the repository's history has no {RELEASE} here: {packed.stderr.decode().strip()[:200]}"
     tree.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(fileobj=io.BytesIO(packed.stdout)) as archive:
-        archive.extractall(tree, filter="data")
+    subprocess.run(["tar", "-x", "-C", str(tree)], input=packed.stdout, check=True)
     environment = {**made.environment, "PYTHONPATH": f"{tree}{os.pathsep}{made.environment['PYTHONPATH']}"}
     done = subprocess.run(
         [sys.executable, "-c", _BUILD], cwd=tree, env=environment, capture_output=True, text=True, check=False
