@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 import pytest
 from scapy.layers.inet import IP, UDP
@@ -21,13 +20,12 @@ from scapy.layers.inet6 import (
 from scapy.layers.l2 import ARP, Ether
 from scapy.packet import Packet, Raw
 
-from lab.capture import Capture
 from lab.cnicluster import OUTSIDE, Cluster, two_nodes
+from lab.cniframes import OUTSIDE6, Pod, arrived, entries, gateway, pod, truths
 from lab.cninode import wait_until
 from lab.netns import NetNS
 from podwire_base.kernel.reasons import Reason, reason_of, without_reason
 
-OUTSIDE6 = "fd0a::42"
 RTPROT_RA = 9
 
 
@@ -50,56 +48,6 @@ def cluster(request: pytest.FixtureRequest, checked: Cluster) -> Iterator[Cluste
         node.ns.sysctl("net/bridge/bridge-nf-call-ip6tables", request.param)
     yield checked
     checked.clear()
-
-
-@dataclass
-class Pod:
-    ns: NetNS
-    ip: str
-    ip6: str
-    mac: str
-
-
-def pod(cluster: Cluster, name: str) -> Pod:
-    ns, ip = cluster.pod(cluster.nodes[0], name)
-    addresses = ns.netlink(
-        lambda ipr: [
-            a.get("IFA_ADDRESS")
-            for a in ipr.get_addr(family=socket.AF_INET6)
-            if a.get("IFA_ADDRESS").startswith("fd00")
-        ]
-    )
-    mac = ns.netlink(lambda ipr: ipr.get_links(ifname="eth0")[0].get("IFLA_ADDRESS"))
-    return Pod(ns, ip, addresses[0], mac)
-
-
-def gateway(cluster: Cluster) -> str:
-    return str(cluster.nodes[0].ns.netlink(lambda ipr: ipr.get_links(ifname="podwire0")[0].get("IFLA_ADDRESS")))
-
-
-def arrived(
-    sender: Pod, receivers: list[tuple[NetNS, str]], frames: dict[str, Packet], wanted: Iterable[str]
-) -> set[str]:
-    """The frames, each with its name as payload, that arrive at any receiver once the wanted ones have arrived. The
-    last wanted frames are valid ones, which show that all frames before them could have arrived. Each path is a
-    sequence of its own, because a frame that waits for a neighbour's MAC is overtaken.
-    """
-    captures = [Capture(ns, interface) for ns, interface in receivers]
-    raw = sender.ns.call(lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW))
-    with raw:
-        raw.bind(("eth0", 0))
-        for name, frame in frames.items():
-            raw.send(bytes(frame / Raw(f"<{name}>".encode())))
-
-    def seen() -> set[str]:
-        data = b"".join(bytes(p) for capture in captures for p in capture.packets())
-        return {name for name in frames if f"<{name}>".encode() in data}
-
-    wait_until(lambda: set(wanted) <= seen(), f"{', '.join(wanted)}: all of them arrive")
-    found = seen()
-    for capture in captures:
-        capture.sock.close()
-    return found
 
 
 def lies(a: Pod, b: Pod, router: str) -> dict[str, Packet]:
@@ -128,13 +76,6 @@ def lies(a: Pod, b: Pod, router: str) -> dict[str, Packet]:
         / IPv6(src="fe80::a", dst=b.ip6, hlim=255)
         / ICMPv6ND_Redirect(tgt="fe80::a", dst=OUTSIDE6),
         "VLAN and other types": Ether(src=a.mac, dst=b.mac, type=0x8100) / Raw(b"\0\x01\x08\0"),
-    }
-
-
-def truths(a: Pod, router: str) -> dict[str, Packet]:
-    return {
-        "own IPv6": Ether(src=a.mac, dst=router) / IPv6(src=a.ip6, dst=OUTSIDE6) / UDP(sport=5, dport=6),
-        "own IPv4": Ether(src=a.mac, dst=router) / IP(src=a.ip, dst=OUTSIDE) / UDP(sport=5, dport=6),
     }
 
 
@@ -216,17 +157,6 @@ def test_the_node_never_has_a_router_among_its_pods(unchecked: Cluster) -> None:
 # Without STP a bridge forwards frames to ...:00, and it always drops those to ...:01. Those to ...:0e (LLDP) meet no
 # hook of the bridge.
 RESERVED = [f"01:80:c2:00:00:{last:02x}" for last in (0x02, 0x03, 0x0E, 0x0F)]
-
-
-def entries(cluster: Cluster, mac: str) -> list[tuple[int, int]]:
-    """(port, state) of a MAC's entries in the node's forwarding table."""
-    return cluster.nodes[0].ns.netlink(
-        lambda ipr: [
-            (e["ifindex"], e["state"])
-            for e in ipr.get_neighbours(family=socket.AF_BRIDGE)
-            if e.get("NDA_LLADDR") == mac and e.get("NDA_MASTER")
-        ]
-    )
 
 
 def past_the_bridge(a: Pod, b: Pod) -> dict[str, Packet]:

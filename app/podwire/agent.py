@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from podwire_base.role import beat, layout, logs
 from podwire_base.role.supervisor import Role, Supervisor
@@ -22,7 +23,8 @@ class AgentConfig:
     <run_dir>/log; otherwise all logs go to stderr, for journald or the container's log. uplink: "" selects the link
     that has `address`, or else the link of the default route. conf_dir: the directory in which container runtimes look
     for the conflist. corefile, proxy_config: a CoreDNS Corefile and a KubeProxyConfiguration with settings. sets:
-    values for single fields of the roles' Configs (settings.py); they override all other settings.
+    values for single fields of the roles' Configs (settings.py); they override all other settings. no_pods: network
+    namespaces that are no pod's: the machine's, and those of other nodes.
     """
 
     node_name: str
@@ -46,6 +48,7 @@ class AgentConfig:
     corefile: Path | None = None
     proxy_config: Path | None = None
     sets: tuple[tuple[str, str, str], ...] = ()
+    no_pods: tuple[str, ...] = ()
 
 
 def dns_config(config: AgentConfig) -> object:
@@ -77,10 +80,23 @@ def wiring_config(config: AgentConfig) -> object:
             uplink=config.uplink or find_uplink(config.address),
             conf_dir=config.conf_dir,
             host_managers=config.host_managers,
+            tunnel_sources="cluster" if detects_pods(config) else "any",
+            no_pods=config.no_pods,
         ),
         "wiring",
         config.sets,
     )
+
+
+def detects_pods(config: AgentConfig) -> bool:
+    """Return whether the Service proxy tells pods from other machines. If it does not, it keeps the sources of other
+    machines on the way to pods of other nodes.
+    """
+    given = config.proxy_config is not None or any(role == "proxy" for role, _, _ in config.sets)
+    if "proxy" not in config.roles or not given:  # the defaults detect; do not import the proxy for them
+        return "proxy" not in config.roles or bool(config.cluster_cidrs)
+    made: Any = proxy_config(config)
+    return made.detect_local != "ClusterCIDR" or bool(made.cluster_cidrs)
 
 
 def proxy_config(config: AgentConfig) -> object:

@@ -10,7 +10,7 @@ from pathlib import Path
 from podwire_base.kernel.nft import ruleset as nft
 from podwire_base.kernel.nft import socket as nft_socket
 from podwire_base.role import layout
-from podwire_cni import nodetable
+from podwire_cni import nodetable, tablesets, tunneltable
 from podwire_cni.ipam.store import Busy, DirStore
 
 STATUS = ("identity",)  # roles that the version before does not have: nobody would renew their status
@@ -31,7 +31,12 @@ def downgrade(run_dir: Path) -> Iterator[str]:
         raise AgentRuns(f"an agent uses {run_dir}: stop it first, pods and Services work on meanwhile") from err
     with nft_socket.Connection() as conn:
         marks = [chain for chain in conn.chains() if nodetable.layout_of(chain)]
-        conn.commit(nft.Transaction().delete(*marks))
+        later = [table for table in conn.tables() if table in (*tunneltable.tables(), *tablesets.LEASES.values())]
+        undo = nft.Transaction().delete(*marks)
+        for table in later:  # an older agent does not follow them: its pods would have no lease there
+            undo.remove(table)
+        conn.commit(undo)
+    yield from (f"table {table.family} {table.name}" for table in later)
     yield from (f"chain {chain.table.family} {chain.table.name} {chain.name}" for chain in marks)
     for role in STATUS:
         if (path := run_dir / "status" / f"{role}.json").exists():

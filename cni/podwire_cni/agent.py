@@ -29,7 +29,7 @@ from podwire_base.role import beat, files, hostports, layout, logs
 from podwire_base.role.run import main, stop_event
 from podwire_base.role.status import RoleStatus
 
-from . import conflistfile, managerfiles, nodes, nodetable, overlay, routes, runtimes, wiring
+from . import conflistfile, managerfiles, nodes, nodetable, overlay, routes, runtimes, tunneltable, wiring
 from .commands import Plugin
 from .firewall import Firewall
 from .hostmanagers import notes
@@ -37,12 +37,15 @@ from .ipam import hostlocal
 from .ipam.allocator import Allocator
 from .ipam.ranges import podcidr_range
 from .ipam.store import DirStore, boot_id
-from .kernel import Kernel
+from .kernel import Kernel, known_netns
 from .listener import Listener
 from .networkstore import Networks
+from .nodetable import OtherNet
 from .overlay import Encapsulation
 from .plan import NodeNet
 from .podcare import PodCare
+from .tablesets import TABLE
+from .tunneltable import Sources, TunnelRules
 from .types import BRIDGE, IPAddress, RangeSet
 
 log = logs.get("wiring")
@@ -65,6 +68,10 @@ class WiringConfig:
     for its sandboxes when a pod vanished without a DEL; None: those of the common runtimes, if `conf_dir` says that a
     runtime of the machine uses this agent.
     host_managers: whether the agent of a machine tells the machine's network managers of podwire's interfaces.
+    tunnel_sources "cluster": what leaves a tunnel has a source in the podCIDRs of the
+    node that sent it, or an address of this node; "any": its node alone is checked, because a Service proxy without a
+    detector of local traffic keeps the sources of other machines. no_pods: paths of network namespaces that are no
+    pod's, besides the node's own and that of process 1: of the machine, if the node is a namespace of it.
     """
 
     node_name: str
@@ -80,6 +87,8 @@ class WiringConfig:
     host_local: Path | None = None
     runtime_sockets: tuple[str, ...] | None = None
     host_managers: bool = True
+    tunnel_sources: Sources = "cluster"
+    no_pods: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Raises ValueError; its text begins with the field's name."""
@@ -113,7 +122,11 @@ class Agent:
         self.node: NodeNet | None = None
         self.kernel, self.firewall = kernel, firewall
         self.networks = Networks(
-            config.run_dir / "cni" / "networks", wiring.ensure_node, firewall.others, wiring.foreign, wiring.end_bridge
+            config.run_dir / "cni" / "networks",
+            wiring.ensure_node,
+            self._networks_changed,
+            wiring.foreign,
+            wiring.end_bridge,
         )
         self.networks.restore()
         self.plugin = Plugin(
@@ -131,6 +144,7 @@ class Agent:
         self.status = RoleStatus(config.run_dir, "wiring")
         self._told: tuple[str, ...] = ()
         self._near: frozenset[IPAddress] = frozenset()
+        self._cluster: routes.Cluster | None = None
         self._refused: list[str] = []
         self._host_ports = ""  # the text of the file
         self._young = hostlocal.Young()
@@ -149,7 +163,8 @@ class Agent:
         cluster = routes.view(objects, self.config.node_name)
         me = objects.get(self.config.node_name)
         cidrs = [] if me is None else routes.pod_cidrs(me)
-        near, lost = nodes.near(address for peer in cluster.peers for address in peer.addresses)
+        others = {address for member in cluster.members for address in member.addresses}
+        near, lost = nodes.near(others)
         # if the uplink is down for a moment, the agent must not switch to tunnels, because their MTU differs
         self._near = near | (lost & self._near)
         wires = overlay.plan(cluster, self._near, self.config.encapsulation)
@@ -157,8 +172,11 @@ class Agent:
         uplink = self._uplink_mtu()
         if cidrs:
             net = self._net(tuple((podcidr_range(cidr),) for cidr in cidrs), uplink - wires.overhead)
-            native = routes.native(cluster, self.config.cluster_cidrs)
+            far = frozenset() if self.config.encapsulation == "never" else others - self._near
+            native = routes.native(cluster, self.config.cluster_cidrs, far)
             self._become(net, native)
+        self._cluster = cluster
+        self._guard_tunnels()  # before there is a tunnel
         gateways = self.node.gateways if self.node else ()
         done, refused = nodes.sync(
             wires, overlay.tunnels(wires, self.config.node_name, uplink, cluster.own, local_addresses(), gateways)
@@ -185,6 +203,26 @@ class Agent:
         except OSError as err:
             log.warn("the hostPorts of this node could not be written", error=str(err))
 
+    def _networks_changed(self, nets: tuple[OtherNet, ...]) -> None:
+        self.firewall.others(nets)
+        self._guard_tunnels()
+
+    def _guard_tunnels(self) -> None:
+        """Write the rules of the tunnels, unless the Nodes are not known yet; then those of the last agent stay."""
+        if (cluster := self._cluster) is None:
+            return
+        nets = self.networks.rules()
+        own = [str(r.subnet) for ranges in (self.node.ranges if self.node else ()) for r in ranges]
+        others = [str(cidr) for peer in cluster.peers for cidr in peer.cidrs]
+        rules = TunnelRules(
+            cluster.members,
+            (*self.config.cluster_cidrs, *own, *others, *(cidr for net in nets for cidr in net.cidrs)),
+            (BRIDGE, *(net.bridge for net in nets)),
+            self.config.tunnel_sources,
+        )
+        for line in self.firewall.guard(tunneltable.plan(rules)):
+            log.info("nft", change=line)
+
     def _tell(self, problems: tuple[str, ...]) -> None:
         if problems != self._told:
             for problem in problems:
@@ -199,7 +237,11 @@ class Agent:
 
     def _net(self, ranges: tuple[RangeSet, ...], mtu: int) -> NodeNet:
         return NodeNet(
-            ranges, self.config.mtu or mtu, anti_spoofing=self.config.anti_spoofing, mac=wiring.bridge_mac(BRIDGE)
+            ranges,
+            self.config.mtu or mtu,
+            anti_spoofing=self.config.anti_spoofing,
+            mac=wiring.bridge_mac(BRIDGE),
+            ipv6=wiring.has_ipv6(),
         )
 
     def _become(self, net: NodeNet, native: frozenset[str] | None) -> None:
@@ -220,6 +262,7 @@ class Agent:
         rules = replace(
             wiring.node_rules(net, self.config.cluster_cidrs if native is None else native, unwanted),
             others=self.networks.rules(),
+            kept=self.plugin.damaged(),
         )
         pods = self.plugin.pods() if first else None
         if native is None and pods is not None and self.firewall.present():
@@ -273,6 +316,8 @@ class Agent:
         peers, lost = len(wires.routes) + len(wires.problems), len(refused) + len(wires.problems)
         message = f"{figures['pods']} pods in {cidrs}, routes to {peers - lost} of {peers} podCIDRs"
         message += f", {tunnelled} of them by VXLAN" if tunnelled else ""
+        if self.config.tunnel_sources == "any":
+            message += ", packets out of tunnels are checked for their node alone (tunnel_sources: any)"
         message += "".join(f"; {problem}" for problem in self._told[:SHOWN])
         if self.managers:
             message += "".join(f"; {note}" for note in notes(self.managers.seen(), self.config.uplink))
@@ -363,7 +408,7 @@ def run(config: WiringConfig) -> None:
         stack.callback(firewall.close)
         if (found := firewall.layout()) > nodetable.LAYOUT:
             raise layout.NewerLayout(
-                f"nft tables {nodetable.TABLE}: a later version of podwire wrote them with layout {found}, and this "
+                f"nft tables {TABLE}: a later version of podwire wrote them with layout {found}, and this "
                 f"version knows layouts up to {nodetable.LAYOUT}: start that version or a later one"
             )
         agent = Agent(config, kernel, firewall, store)
@@ -371,7 +416,7 @@ def run(config: WiringConfig) -> None:
             agent.restore()
         except Exception as err:  # if the state cannot be restored, `sync` makes it when the Node is known
             log.warn("cannot restore the last state", error=str(err))
-        listener = Listener(config.socket, agent.plugin, kernel.node_fd)
+        listener = Listener(config.socket, agent.plugin, kernel.node_fd, known_netns(config.no_pods))
         stack.callback(listener.close)
         agent.status.update(ready=agent.node is not None, message="starting", reason="Starting")
         # Imported modules stay in memory, so the garbage collector must not traverse them while a pod waits.

@@ -46,6 +46,8 @@ class Kernel(Protocol):
 
     def namespace(self, recorded: str) -> contextlib.AbstractContextManager[int]: ...
 
+    def unmarked(self) -> frozenset[str]: ...
+
     def holder(self, address: IPAddress) -> str: ...
 
     def observe(self, eth: str, host: str, pod_fd: int) -> Seen: ...
@@ -131,14 +133,19 @@ class Attachments:
                         )
         return told
 
+    def damaged(self) -> tuple[IPAddress, ...]:
+        """Returns the addresses whose lease is unreadable; a pod may have them."""
+        return tuple(sorted(self.allocator.store.damaged(), key=str))
+
     def repair(self) -> list[str]:
         """Undo changes that other programs made: make the pods' links ports of a re-created bridge again, set them up,
-        and delete pod links that have no lease.
+        and delete pod links that have no lease. Give the ports that an older version made the marks of this version.
 
         Call it after `reconcile`. Returns one line for each action.
         """
         node = self._node()
-        links, down, told = self.kernel.links(), self.kernel.down(), []
+        links, down, told = self.kernel.links(), self.kernel.down(), list[str]()
+        unmarked = self.kernel.unmarked()
         with self._leases:
             leases = {host_veth(lease.owner): lease for lease in self.allocator.leases()}
             whole = not self.allocator.store.damaged()  # a link may belong to an unreadable lease
@@ -151,7 +158,8 @@ class Attachments:
                 told.append(f"{name} of {leases[name].pod or leases[name].owner}: set up again")
             if name in leases:
                 bridge = leases[name].bridge or node.bridge
-                if bridge not in links or master == links[bridge][0]:
+                at_home = bridge in links and master == links[bridge][0]
+                if bridge not in links or (at_home and name not in unmarked):
                     continue
                 owner = leases[name].owner
                 with self._leases:
@@ -161,7 +169,8 @@ class Attachments:
                         owner, held[0].mac, [lease.address for lease in held], bridge, routed=self._routed(bridge)
                     )
                 )
-                told.append(f"{name} of {leases[name].pod or owner}: made a port of {bridge} again")
+                what = "marked as a pod's port" if at_home else f"made a port of {bridge} again"
+                told.append(f"{name} of {leases[name].pod or owner}: {what}")
             elif (
                 whole
                 and OWN_LINK.match(name)

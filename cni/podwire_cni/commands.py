@@ -38,6 +38,7 @@ class Sandbox:
     is_node: bool = False  # whether the namespace is the node's own
     caller_gone: Callable[[], bool] = lambda: False  # whether the caller no longer waits for the answer
     netns: str = ""  # the namespace as a lease records it (kernel.record), "" if its file is not visible here
+    no_pod: str = ""  # the path by which the agent knows the namespace as the machine's or another node's
 
 
 class Plugin(Attachments):
@@ -286,7 +287,7 @@ def _wanted(call: Call, sandbox: Sandbox) -> None:
 
 def _usable(call: Call, sandbox: Sandbox) -> int:
     """Returns the descriptor of the pod's network namespace. Raises CNIError if the namespace is missing, is another
-    kind of file, or is the node's own.
+    kind of file, or is that of the node, of the machine or of another node.
     """
     if sandbox.fd is None:
         raise CNIError(
@@ -299,6 +300,13 @@ def _usable(call: Call, sandbox: Sandbox) -> int:
             ErrorCode.INVALID_ENVIRONMENT,
             f"CNI_NETNS={call.netns} is not a network namespace",
             "set it to a path such as /proc/PID/ns/net or /run/netns/NAME",
+        )
+    if sandbox.no_pod and not sandbox.is_node:
+        raise CNIError(
+            ErrorCode.INVALID_ENVIRONMENT,
+            f"CNI_NETNS={call.netns} is not a pod's network namespace: it is {sandbox.no_pod}, of the machine or "
+            "of another node",
+            "pass the network namespace of the pod; a pod in the host's network needs no CNI plugin",
         )
     if sandbox.is_node and not call.netns_override:
         raise CNIError(

@@ -51,7 +51,8 @@ def encode(op: Op, index: Indices, pod_fd: int) -> tuple[bytes, ...]:
                 ),
             )
         case SetUp():
-            return (nl.link_up(index[op.link], alias=op.alias),)
+            up = nl.link_up(index[op.link], alias=op.alias, group=PORT_GROUP if op.port else None)
+            return (nl.no_ipv6_address(index[op.link]), up) if op.quiet else (up,)
         case CreateVeth():
             return (nl.new_veth(op.host, op.host_mac, op.peer, op.peer_mac, pod_fd, op.mtu, PORT_GROUP),)
         case AddAddress():

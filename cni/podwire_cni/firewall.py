@@ -24,6 +24,7 @@ from podwire_base.kernel.ip import Family, family_of
 from podwire_base.kernel.nft import fake
 from podwire_base.kernel.nft import ruleset as nft
 from podwire_base.kernel.nft import socket as nft_socket
+from podwire_base.kernel.nft.decode import Foreign
 from podwire_base.role import logs
 
 from . import nodetable
@@ -45,6 +46,7 @@ class Firewall:
         self._lock = threading.Lock()
         self._node: NodeRules | None = None
         self._pods: dict[Attachment, PodRules] = {}
+        self._guarded = False
 
     def close(self) -> None:
         self._nft.close()
@@ -76,7 +78,7 @@ class Firewall:
             if pods is not None:
                 self._pods = dict(pods)
             first, self._node = self._node is None, node
-            wanted = nodetable.plan(node, self._pods.values())
+            wanted = nodetable.whole(node, self._pods.values())
             wrong = ["tables written"] if first else self._differences(wanted)
             if wrong:
                 self._nft.commit(wanted)
@@ -86,11 +88,23 @@ class Firewall:
             _forget_before(pod)  # delete flows that began while the tables were wrong
         return wrong
 
+    def guard(self, wanted: nft.Transaction) -> list[str]:
+        """Replace the tables of the tunnels (tunneltable.plan) in one commit if they differ. Returns the differences
+        found.
+        """
+        with self._lock:
+            wrong = self._differences(wanted)
+            if wrong:
+                self._nft.commit(wanted)
+                wrong = wrong if self._guarded else ["tunnel tables written"]
+            self._guarded = True
+            return wrong
+
     def _differences(self, wanted: nft.Transaction) -> list[str]:
         mirror, wrong = fake.FakeConnection(), list[str]()
         mirror.commit(wanted)
         for table, should in mirror.state.items():
-            found, where = self._nft.dump(table), f"table {table.family} {table.name}"
+            found, where = self._nft.dump(table, exprs=True), f"table {table.family} {table.name}"
             if found is None:
                 wrong.append(f"{where} was gone")
                 continue
@@ -98,7 +112,7 @@ class Firewall:
                 found.sets != should.sets
                 or found.chains != should.chains
                 or any(
-                    [r.comment for r in found.rules[name]] != [r.comment for r in rules]
+                    list(map(_bytes_of, found.rules[name])) != list(map(_bytes_of, rules))
                     for name, rules in should.rules.items()
                 )
             ):
@@ -132,7 +146,7 @@ class Firewall:
                     raise
                 # Another program has flushed the tables. Write them again, because this ADD should not fail until the
                 # next repair.
-                self._nft.commit(nodetable.plan(self._node, [*self._pods.values(), pod]))
+                self._nft.commit(nodetable.whole(self._node, [*self._pods.values(), pod]))
                 log.warn("nft", change=f"tables made again: {err.strerror}")
             self._pods[owner] = pod
         _forget_before(pod)
@@ -177,7 +191,7 @@ class Firewall:
                 found = self._nft.dump(part.set.table)
                 held = {} if found is None else found.elements.get(part.set.name, {})
                 lost += [
-                    f"nft set {part.set.table.family} {nodetable.TABLE} {part.set.name} lacks "
+                    f"nft set {part.set.table.family} {part.set.table.name} {part.set.name} lacks "
                     f"{nft.show(part.set, key, value)}"
                     for key, value in part.items.items()
                     if key not in held or held[key] != value
@@ -197,6 +211,11 @@ class Firewall:
                     Path(path).write_text("1")
                     done.append(f"net.ipv4.conf.{bridge}.route_localnet=1")
         return done
+
+
+def _bytes_of(rule: nft.Rule) -> tuple[object, ...]:
+    """Returns what two equal rules have in common: the bytes of their expressions, and the comment."""
+    return (*(e if isinstance(e, Foreign) else e.encode() for e in rule.exprs), rule.comment)
 
 
 def _first_byte(path: str) -> bytes:

@@ -14,7 +14,7 @@ import itertools
 import os
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from ipaddress import ip_interface, ip_network
 from pathlib import Path
@@ -31,10 +31,11 @@ from . import announce
 from .encode import encode, removal
 from .errors import CNIError, ErrorCode
 from .native import attach
-from .ops import AddRoute, Announce, CreateVeth, DeleteLink, EnableIPv6, Op, undo, with_ipv6
-from .plan import LinkSeen, Seen, default_route
+from .ops import AddRoute, Announce, CreateVeth, DeleteLink, EnableIPv6, JoinBridge, Op, undo, with_ipv6
+from .plan import LinkSeen, Seen, default_route, host_veth
 from .prepared import PodPlan
 from .program import batches, peers, watched
+from .types import PORT_GROUP
 
 log = logs.get("wiring")
 NS_GET_NSTYPE = 0xB703
@@ -54,6 +55,17 @@ def is_netns(fd: int) -> bool:
 def netns_id(fd: int) -> tuple[int, int]:
     """Returns the id of a network namespace (device, inode). Two descriptors of one namespace have the same id."""
     return (found := os.fstat(fd)).st_dev, found.st_ino
+
+
+def known_netns(paths: Iterable[str]) -> dict[tuple[int, int], str]:
+    """Returns the id of each network namespace -> its path. The namespace of process 1 is always one of them: it is the
+    machine's. Paths that cannot be read are left out.
+    """
+    found: dict[tuple[int, int], str] = {}
+    for path in ("/proc/1/ns/net", *paths):
+        with contextlib.suppress(OSError):
+            found[(at := os.stat(path)).st_dev, at.st_ino] = path
+    return found
 
 
 def own_netns() -> int:
@@ -163,6 +175,9 @@ class Kernel:
                 _await(links["node"], late)
                 _await(links["pod" if pod_fd is not None else "node"], peers(ops))
                 for op in ops:
+                    if isinstance(op, JoinBridge):
+                        _no_routers(op.link)
+                        _no_ipv6_address(op.link)
                     if isinstance(op, Announce) and pod_fd is not None:
                         with self.inside(pod_fd):
                             announce.send(op)
@@ -190,6 +205,7 @@ class Kernel:
             out = library.run(sock.sock.fileno(), sock.take(program[1]), self.node_fd, pod_fd, program[0])
         if out is not None:
             self._unfinished(out, pod.plan.ops, pod_fd)
+        _no_routers(host_veth(pod.call.attachment))
 
     def _unfinished(self, out: attach.AttachResult, ops: Sequence[Op], pod_fd: int) -> None:
         """Handle an incomplete result. If the kernel refused the program, undo it and raise the error. If some links
@@ -315,6 +331,12 @@ class Kernel:
         finally:
             os.close(fd)
 
+    def unmarked(self) -> frozenset[str]:
+        """Returns the links of the node that lack the link group or the flag of a pod's port."""
+        with RouteSocket() as sock:
+            found = list(sock.everything(nl.GETLINK, nl.all_links()))
+        return frozenset(nl.link_of(body)[0] for body in found if not nl.is_marked(body, PORT_GROUP))
+
     def holder(self, address: IPAddress) -> str:
         """Returns the MAC of the pod on this node that has the address; "" if no pod has the address. The neighbour
         entry gives the MAC. But neighbour entries stay when a pod ends, so the MAC must also have a forwarding entry at
@@ -359,6 +381,28 @@ class Kernel:
             routes = frozenset(_route(r) for r in all_routes if r.get("RTA_OIF") == index)
             elsewhere = frozenset(_route(r)[0] for r in all_routes if r.get("RTA_OIF") != index)
         return Seen(link, host_link, addresses, routes, rates, elsewhere)
+
+
+def _no_routers(link: str) -> None:
+    """Set accept_ra of a port to 0. It uses plain system calls, because a pod waits for it."""
+    try:
+        fd = os.open(f"/proc/sys/net/ipv6/conf/{link}/accept_ra", os.O_WRONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return  # the kernel has no IPv6, or the link is gone
+    try:
+        os.write(fd, b"0")
+    finally:
+        os.close(fd)
+
+
+def _no_ipv6_address(link: str) -> None:
+    """Remove the link-local address that a port of an older version has. (For new ports see ops.SetUp.) Packets to a
+    port still pass the rules that count them, so IPv6 stays enabled.
+    """
+    conf = Path("/proc/sys/net/ipv6/conf") / link
+    for key, value in (("addr_gen_mode", "1"), ("disable_ipv6", "1"), ("disable_ipv6", "0")):
+        with contextlib.suppress(FileNotFoundError):
+            (conf / key).write_text(value)
 
 
 class _Links(dict[str, int]):

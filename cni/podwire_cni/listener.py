@@ -12,6 +12,7 @@ import socket
 import struct
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from podwire_base.role import bugs, logs
@@ -30,10 +31,14 @@ WORKERS = 8  # the kernel changes links for one process at a time, so more threa
 
 
 class Listener:
-    """Serves `plugin` on the unix socket `path`, from the constructor's call until `close`. Only root may connect."""
+    """Serves `plugin` on the unix socket `path`, from the constructor's call until `close`. Only root may connect.
+    no_pods: the network namespaces that are no pod's (id -> path).
+    """
 
-    def __init__(self, path: Path, plugin: Plugin, node_fd: int) -> None:
-        self.path, self.plugin, self._node = path, plugin, netns_id(node_fd)
+    def __init__(
+        self, path: Path, plugin: Plugin, node_fd: int, no_pods: Mapping[tuple[int, int], str] | None = None
+    ) -> None:
+        self.path, self.plugin, self._node, self._no_pods = path, plugin, netns_id(node_fd), no_pods or {}
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         path.parent.mkdir(parents=True, exist_ok=True)
         # Bind the socket under a temporary name and rename it. So a plugin never finds a socket that does not listen,
@@ -107,7 +112,8 @@ class Listener:
         if caller.pod is not None:
             ours, path = caller.pod_id == self._node, request.env.get("CNI_NETNS", "")
             netns = record(path, caller.pod_id) if request.env.get("CNI_COMMAND") == "ADD" else ""
-            sandbox = Sandbox(caller.pod, "", caller.pod_is_netns, ours, caller.gone, netns)
+            no_pod = self._no_pods.get(caller.pod_id, "") if caller.pod_id else ""
+            sandbox = Sandbox(caller.pod, "", caller.pod_is_netns, ours, caller.gone, netns, no_pod)
         else:
             sandbox = Sandbox(None, os.strerror(request.error) if request.error else "CNI_NETNS is not set")
         return run(request.env, request.stdin, sandbox, lambda _: self.plugin)

@@ -55,7 +55,8 @@ class Standalone:
             return Sandbox(None, err.strerror or "" if path else "CNI_NETNS is not set")
         self.stack.callback(os.close, fd)
         ident, node = kernel.netns_id(fd), kernel.netns_id(self.kernel.node_fd)
-        return Sandbox(fd, "", kernel.is_netns(fd), ident == node, netns=kernel.record(path, ident))
+        netns, no_pod = kernel.record(path, ident), kernel.known_netns(()).get(ident, "")
+        return Sandbox(fd, "", kernel.is_netns(fd), ident == node, netns=netns, no_pod=no_pod)
 
     def plugin(self, conf: NetConf) -> Plugin:
         command, node = self.env.get("CNI_COMMAND"), self._node(conf)
@@ -101,7 +102,8 @@ class Standalone:
         # importing pyroute2 takes 150 ms, so only the verbs that need it import it
         from . import wiring
 
-        return NodeNet(conf.ranges, conf.mtu or wiring.uplink_mtu() or 1500, mac=wiring.bridge_mac(BRIDGE))
+        mtu, mac = conf.mtu or wiring.uplink_mtu() or 1500, wiring.bridge_mac(BRIDGE)
+        return NodeNet(conf.ranges, mtu, mac=mac, ipv6=wiring.has_ipv6())
 
 
 def standalone(env: Mapping[str, str], stdin: bytes, out: BinaryIO) -> int:
@@ -180,6 +182,21 @@ def _cidrs(context: click.Context, option: click.Parameter, values: tuple[str, .
     default="auto",
     show_default=True,
     help="Use VXLAN to nodes that are not on this node's link (auto), to all, or to none.",
+)
+@click.option(
+    "--tunnel-sources",
+    type=click.Choice(["cluster", "any"]),
+    default="cluster",
+    show_default=True,
+    help="Sources of packets that leave a tunnel: pods and addresses of the node that sent it (cluster), or any, where "
+    "the Service proxy has no detector of local traffic (kube-proxy without clusterCIDR).",
+)
+@click.option(
+    "--no-pod",
+    "no_pods",
+    multiple=True,
+    metavar="PATH",
+    help="A network namespace that is no pod's, besides the node's own and that of process 1; may be repeated.",
 )
 @click.option(
     "--quarantine",

@@ -51,8 +51,10 @@ class Network:
         }
 
 
-def asked(conf: NetConf, mtu: int) -> Network:
-    """Returns the network that the configuration requests. Raises CNIError with code 7."""
+def asked(conf: NetConf, mtu: int, *, ipv6: bool = True) -> Network:
+    """Returns the network that the configuration requests. ipv6: whether the kernel has IPv6. Raises CNIError with code
+    7.
+    """
     if conf.bridge in (*TUNNELS.values(), "all", "default"):
         raise CNIError(
             ErrorCode.INVALID_CONFIG,
@@ -67,7 +69,8 @@ def asked(conf: NetConf, mtu: int) -> Network:
         )
     native = frozenset(conf.native) if conf.ip_masq else None
     return Network(
-        NodeNet(conf.ranges, conf.mtu or mtu, conf.bridge, routed=conf.routed, is_gateway=conf.is_gateway), native
+        NodeNet(conf.ranges, conf.mtu or mtu, conf.bridge, routed=conf.routed, is_gateway=conf.is_gateway, ipv6=ipv6),
+        native,
     )
 
 

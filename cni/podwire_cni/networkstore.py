@@ -75,7 +75,7 @@ class Networks:
         """Returns the network of a configuration. make: create the network if it does not exist. Raises CNIError or
         OSError.
         """
-        want = asked(conf, main.mtu if main else 1500)
+        want = asked(conf, main.mtu if main else 1500, ipv6=main is None or main.ipv6)
         with self._lock:
             if self.known.get(conf.bridge) == want or not make:
                 return want.net

@@ -13,6 +13,9 @@ replaced in one commit; meanwhile conntrack still translates established connect
                  theirs
     all          layout-N-X   empty; N is the layout, and X a digest of the table's rules
 
+Tables of their own, `podwire-leases` (ip, ip6), make addresses without a lease unreachable: `forward`, `output` and
+`postrouting`.
+
 The bridge table checks for spoofing, because only the bridge knows the ingress port of a frame, and because a frame to
 the MAC of a neighbour passes no hook of IP. The port flags `locked` and `isolated` would be cheaper. But with
 br_netfilter, a Service's packet to a pod of the same node goes from port to port, and `isolated` drops such a packet.
@@ -25,28 +28,44 @@ import hashlib
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from ipaddress import ip_address, ip_network
-from typing import Literal
+from ipaddress import ip_address
 
 from podwire_base.kernel.ip import FAMILIES, Family, family_of, mac_bytes
 from podwire_base.kernel.nft import ruleset as nft
 from podwire_base.kernel.reasons import Reason, carrying
 
+from . import antispoofing
+from .tablesets import (
+    BRIDGE_TABLE,
+    DADDR_AT,
+    LEASED,
+    LEASES,
+    MACS,
+    PORTS,
+    R0,
+    RAW,
+    SADDR_AT,
+    SENDERS,
+    SIZE,
+    SUBNET_PORTS,
+    TABLE,
+    TYPE,
+    cidr_family,
+    link_name,
+    named,
+    sets_of,
+)
 from .template import Template, cut
-from .types import BRIDGE, PORT_GROUP, IPAddress, PortMapping
+from .types import BRIDGE, IPAddress, PortMapping
 
-TABLE = "podwire-cni"
 LAYOUT = 1  # of these tables: raised by a change that an agent of the version before would misread
-RAW, SRCNAT = -300, 100
+SRCNAT = 100
 # After the table of the Services (-100): if a NodePort and a hostPort have the same number, the NodePort takes
 # precedence, because it is cluster-wide.
 DSTNAT = -95
-_SIZE = {"ip": 4, "ip6": 16}
-_SADDR_AT, _DADDR_AT = {"ip": 12, "ip6": 8}, {"ip": 16, "ip6": 24}
-_TYPE = {"ip": "ipv4_addr", "ip6": "ipv6_addr"}
 _MULTICAST = {"ip": "224.0.0.0/4", "ip6": "ff00::/8"}
+_LAST_UNICAST = {"ip": b"\xdf", "ip6": b"\xfd"}  # the first byte; above it are multicast and link-local addresses
 _NUMBER = {"tcp": 6, "udp": 17, "sctp": 132}
-_R0 = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +83,8 @@ class OtherNet:
 @dataclass(frozen=True, slots=True)
 class NodeRules:
     """The node's part of the tables. pod_cidrs: the podCIDRs of this node. native: the destinations to which pods send
-    with their own source address (CIDRs of the cluster, /32s of nodes); None: no masquerading.
+    with their own source address (CIDRs of the cluster, /32s of nodes); None: no masquerading. kept: further addresses
+    that may have a pod, because their leases are unreadable.
     """
 
     pod_cidrs: tuple[str, ...]
@@ -73,6 +93,7 @@ class NodeRules:
     anti_spoofing: bool = True
     others: tuple[OtherNet, ...] = ()
     mac: str = ""
+    kept: tuple[IPAddress, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,43 +110,13 @@ class PodRules:
     routed: bool = True
 
 
-def _cidr_family(cidr: str) -> Family:
-    return "ip" if ip_network(cidr, strict=False).version == 4 else "ip6"
-
-
-@dataclass(frozen=True, slots=True)
-class Sets:
-    """The sets and maps of one IP family. Their elements belong to pods."""
-
-    hostports: nft.Set
-    hostports_on: nft.Set
-    hairpin: nft.Set
-
-
-@functools.cache
-def sets_of(family: Family) -> Sets:
-    table, kind, port = nft.Table(family, TABLE), _TYPE[family], ("inet_proto", "inet_service")
-    return Sets(
-        nft.Set(table, "hostports", port, (kind, "inet_service")),
-        nft.Set(table, "hostports-on", (kind, *port), (kind, "inet_service")),
-        nft.Set(table, "hairpin", (kind, kind)),
-    )
-
-
-BRIDGE_TABLE = nft.Table("bridge", TABLE)
-PORTS = nft.Set(BRIDGE_TABLE, "ports", ("ifname",))
-MACS = nft.Set(BRIDGE_TABLE, "macs", ("ifname", "ether_addr"))
-SUBNET_PORTS = nft.Set(BRIDGE_TABLE, "subnet-ports", ("ifname",))  # ports of pods that may send to each other directly
-SENDERS = {family: nft.Set(BRIDGE_TABLE, f"senders-{family}", ("ifname", _TYPE[family])) for family in FAMILIES}
-
-
 def tables() -> tuple[nft.Table, ...]:
     return (BRIDGE_TABLE, *(nft.Table(family, TABLE) for family in FAMILIES))
 
 
 def elements(pod: PodRules) -> Iterator[nft.Elements]:
     """Yields the elements of one pod in the tables."""
-    port, mac = _name(pod.port), _mac(pod)
+    port, mac = link_name(pod.port), _mac(pod)
     yield nft.Elements(PORTS, {port: None})
     if not pod.routed:
         yield nft.Elements(SUBNET_PORTS, {port: None})
@@ -134,6 +125,7 @@ def elements(pod: PodRules) -> Iterator[nft.Elements]:
     for address in pod.addresses:
         homes.setdefault(family_of(address), address)
         yield nft.Elements(SENDERS[family_of(address)], {nft.key(port, address.packed): None})
+        yield nft.Elements(LEASED[family_of(address)], {address.packed: None})
     for family, address in homes.items():
         sets, anywhere, somewhere = sets_of(family), dict[bytes, nft.Value](), dict[bytes, nft.Value]()
         for asked in pod.ports:
@@ -185,7 +177,7 @@ def _mac(pod: PodRules) -> bytes:
 @functools.cache
 def _template(families: tuple[Family, ...], remove: bool) -> Template | None:
     def example(letter: str, number: int) -> PodRules:
-        addresses = (ip_address(bytes((number + n,)) * _SIZE[family]) for n, family in enumerate(families))
+        addresses = (ip_address(bytes((number + n,)) * SIZE[family]) for n, family in enumerate(families))
         return PodRules(letter * 15, ":".join([f"{number - 1:02x}"] * 6), tuple(addresses))
 
     def make(pod: PodRules) -> bytes:
@@ -197,13 +189,22 @@ def _template(families: tuple[Family, ...], remove: bool) -> Template | None:
 def plan(node: NodeRules, pods: Iterable[PodRules]) -> nft.Transaction:
     """Returns the transaction that replaces the present tables by complete new ones."""
     tx = nft.Transaction().remake(BRIDGE_TABLE).add(PORTS, MACS, SUBNET_PORTS, *SENDERS.values())
-    tx.add(*_reserved(), *(_spoofing(node) if node.anti_spoofing else ()))
+    macs = [mac for mac in (node.mac, *(net.mac for net in node.others)) if mac]
+    tx.add(*antispoofing.reserved(), *(antispoofing.spoofing(macs) if node.anti_spoofing else ()))
     for family in FAMILIES:
         table, sets = nft.Table(family, TABLE), sets_of(family)
         tx.remake(table).add(sets.hostports, sets.hostports_on, sets.hairpin)
-        tx.add(*_ports(table), *_loopback(table, node), *_hostports(table), *_postrouting(table, node))
+        tx.add(*antispoofing.ports(table), *_loopback(table, node), *_hostports(table), *_postrouting(table, node))
+        tx.remake(LEASES[family]).add(LEASED[family])
+        tx.add(nft.Elements(LEASED[family], {a.packed: None for a in node.kept if family_of(a) == family}))
     tx.add(*_marks_of(tx))
     return tx.add(*(part for pod in pods for part in elements(pod)))
+
+
+def whole(node: NodeRules, pods: Iterable[PodRules]) -> nft.Transaction:
+    """Returns `plan` and the rules of the tables `podwire-leases`, which carry no mark: an agent compares all rules."""
+    bridges = [node.bridge, *(net.bridge for net in node.others if net.mac or node.anti_spoofing)]
+    return plan(node, pods).add(*(part for family in FAMILIES for part in _unleased(family, bridges)))
 
 
 def _marks_of(tx: nft.Transaction) -> list[nft.Chain]:
@@ -227,169 +228,6 @@ def layout_of(chain: nft.Chain) -> int:
     return int(found[1]) if found and chain.table in tables() else 0
 
 
-def _name(link: str) -> bytes:
-    return link.encode().ljust(16, b"\0")
-
-
-def _named(key: Literal["iifname", "oifname"], link: str) -> tuple[nft.Expr, ...]:
-    return nft.Meta(key), nft.Cmp(_name(link))
-
-
-def _spoofed(words: str) -> str:
-    return carrying(words, Reason.SPOOFED)
-
-
-def _reserved() -> Iterator[nft.Chain | nft.Rule]:
-    """Yields the chain and the rule for frames to the group addresses of IEEE 802.1D. The bridge delivers such a frame
-    to the node with the *port* as input device, so no rule that matches the bridge applies. This hook sees these
-    frames, except those to 01:80:c2:00:00:0e (LLDP), which `_ports` drops.
-    """
-    chain = nft.Chain(BRIDGE_TABLE, "reserved", hook="input", priority=RAW)
-    yield chain
-    yield nft.Rule(
-        chain,
-        (
-            nft.Meta("iifname"),
-            nft.Lookup("ports"),
-            nft.Payload("link", 0, 6),
-            nft.Bitwise(b"\xff\xff\xff\xff\xff\xf0", bytes(6)),
-            nft.Cmp(b"\x01\x80\xc2\0\0\0"),
-            nft.Counter(),
-            nft.drop(),
-        ),
-        comment=_spoofed("a pod sends to a reserved group address of 802.1D"),
-    )
-
-
-def _neighbours(node: NodeRules) -> Iterator[nft.Chain | nft.Rule]:
-    """Yields the rules by which pods of a routed bridge send only to the node. Without br_netfilter, a frame to the MAC
-    of another pod, or a broadcast, would reach other pods without passing a hook of IP.
-    """
-    macs = [mac for mac in (node.mac, *(net.mac for net in node.others)) if mac]
-    forward = nft.Chain(BRIDGE_TABLE, "forward", hook="forward", priority=RAW)
-    spoofing = nft.Chain(BRIDGE_TABLE, "spoofing", hook="prerouting", priority=RAW)
-    routed = (nft.Meta("iifname"), nft.Lookup(SUBNET_PORTS.name, invert=True))
-    to_all = (nft.Payload("link", 0, 1), nft.Bitwise(b"\x01", b"\0"))
-    yield forward
-    if macs:
-        yield nft.Rule(
-            spoofing,
-            (
-                *routed,
-                *to_all,
-                nft.Cmp(b"\0"),
-                nft.Payload("link", 0, 6),
-                *(nft.Cmp(mac_bytes(mac), "!=") for mac in macs),
-                nft.Counter(),
-                nft.drop(),
-            ),
-            # The check for foreign changes compares comments, so the comment contains the MACs.
-            comment=_spoofed(f"a pod sends to another MAC than {' '.join(macs[:4])}"),
-        )
-    yield nft.Rule(
-        forward,
-        (nft.Meta("iifname"), nft.Lookup(PORTS.name), *routed, *to_all, nft.Cmp(b"\1"), nft.Counter(), nft.drop()),
-        comment=_spoofed("a pod sends to all others"),
-    )
-
-
-def _ports(table: nft.Table) -> Iterator[nft.Chain | nft.Rule]:
-    """Yields the chain that drops packets whose input device is a pod's port. A pod's packets normally arrive on a
-    bridge. The input device is the port if the port is not on a bridge, or if the bridge delivered the frame with the
-    port as device. Such a packet has passed none of the bridge table's rules.
-    """
-    chain = nft.Chain(table, "ports", hook="prerouting", priority=RAW)
-    yield chain
-    yield nft.Rule(
-        chain,
-        (nft.Meta("iifgroup"), nft.Cmp(nft.host32(PORT_GROUP)), nft.Counter(), nft.drop()),
-        comment=_spoofed("a pod's packet came past the bridge"),
-    )
-
-
-def _spoofing(node: NodeRules) -> Iterator[nft.Chain | nft.Rule]:
-    chain = nft.Chain(BRIDGE_TABLE, "spoofing", hook="prerouting", priority=RAW)
-    behind = _R0 + 4  # the register behind the port's name
-    yield chain
-    yield nft.Rule(
-        chain, (nft.Meta("iifname"), nft.Lookup("ports", invert=True), nft.accept()), comment="not from a pod"
-    )
-    yield nft.Rule(
-        chain,
-        (
-            nft.Meta("iifname"),
-            nft.Payload("link", 6, 6, dreg=behind),
-            nft.Lookup("macs", invert=True),
-            nft.Counter(),
-            nft.drop(),
-        ),
-        comment=_spoofed("a pod sends from a MAC that is not its own"),
-    )
-    yield from _neighbours(node)
-    six = (nft.Meta("protocol"), nft.Cmp(b"\x86\xdd"))
-    icmp6 = (*six, nft.Meta("l4proto"), nft.Cmp(b"\x3a"), nft.Payload("transport", 0, 1))
-    # Router advertisements and redirects come from link-local sources, which every pod may use. Without these rules,
-    # pods and the node would accept a default route from a pod.
-    for kind, name in ((b"\x86", "a router"), (b"\x89", "a router that redirects")):
-        yield nft.Rule(
-            chain,
-            (*icmp6, nft.Cmp(kind), nft.Counter(), nft.drop()),
-            comment=_spoofed(f"a pod says that it is {name}"),
-        )
-    target = (nft.Payload("transport", 8, 16), nft.Bitwise(b"\xff\xc0" + bytes(14), bytes(16)))
-    yield nft.Rule(
-        chain,
-        (
-            *icmp6,
-            nft.Cmp(b"\x88"),
-            *target,
-            nft.Cmp(b"\xfe\x80" + bytes(14), "!="),
-            nft.Meta("iifname"),
-            nft.Payload("transport", 8, 16, dreg=behind),
-            nft.Lookup("senders-ip6", invert=True),
-            nft.Counter(),
-            nft.drop(),
-        ),
-        comment=_spoofed("a pod says that it has an address that is not its own"),
-    )
-    # the source of an IPv4 packet, and the sender's address in an ARP packet
-    for kind, at, name in (
-        (b"\x08\x00", 12, "senders-ip"),
-        (b"\x08\x06", 14, "senders-ip"),
-        (b"\x86\xdd", 8, "senders-ip6"),
-    ):
-        yield nft.Rule(
-            chain,
-            (
-                nft.Meta("protocol"),
-                nft.Cmp(kind),
-                nft.Meta("iifname"),
-                nft.Payload("network", at, 4 if name == "senders-ip" else 16, dreg=behind),
-                nft.Lookup(name),
-                nft.accept(),
-            ),
-            comment=f"{'ARP from' if at == 14 else 'from'} its own address",
-        )
-    # Neighbour discovery and similar protocols use these sources, and no router forwards them.
-    yield nft.Rule(
-        chain,
-        (
-            *six,
-            nft.Payload("network", 8, 16),
-            nft.Bitwise(b"\xff\xc0" + bytes(14), bytes(16)),
-            nft.Cmp(b"\xfe\x80" + bytes(14)),
-            nft.accept(),
-        ),
-        comment="from a link-local address",
-    )
-    yield nft.Rule(chain, (*six, nft.Payload("network", 8, 16), nft.Cmp(bytes(16)), nft.accept()), comment="from ::")
-    yield nft.Rule(
-        chain,
-        (nft.Counter(), nft.drop()),
-        comment=_spoofed("a pod sends from an address that is not its own"),
-    )
-
-
 def _loopback(table: nft.Table, node: NodeRules) -> Iterator[nft.Chain | nft.Rule]:
     """Yields the rule that keeps pods from the node's 127.0.0.0/8. If a hostPort serves 127.0.0.1, route_localnet is
     enabled, and without this rule pods could reach the node's own 127.0.0.1.
@@ -401,7 +239,7 @@ def _loopback(table: nft.Table, node: NodeRules) -> Iterator[nft.Chain | nft.Rul
             yield nft.Rule(
                 chain,
                 (
-                    *_named("iifname", bridge),
+                    *named("iifname", bridge),
                     nft.Payload("network", 16, 1),
                     nft.Cmp(b"\x7f"),
                     nft.Counter(),
@@ -413,19 +251,19 @@ def _loopback(table: nft.Table, node: NodeRules) -> Iterator[nft.Chain | nft.Rul
 
 def _hostports(table: nft.Table) -> Iterator[nft.Chain | nft.Rule]:
     family: Family = "ip" if table.family == "ip" else "ip6"
-    words = _SIZE[family] // 4
+    words = SIZE[family] // 4
     target = nft.Chain(table, "hostports")
     yield target
-    dialled = (nft.Meta("l4proto", dreg=_R0 + words), nft.Payload("transport", 2, 2, dreg=_R0 + words + 1))
-    to = nft.Dnat(family, _R0, _R0 + words)
+    dialled = (nft.Meta("l4proto", dreg=R0 + words), nft.Payload("transport", 2, 2, dreg=R0 + words + 1))
+    to = nft.Dnat(family, R0, R0 + words)
     yield nft.Rule(
         target,
-        (nft.Payload("network", _DADDR_AT[family], _SIZE[family]), *dialled, nft.Lookup("hostports-on", dreg=_R0), to),
+        (nft.Payload("network", DADDR_AT[family], SIZE[family]), *dialled, nft.Lookup("hostports-on", dreg=R0), to),
         comment="hostPorts of one address",
     )
     yield nft.Rule(
         target,
-        (nft.Meta("l4proto"), nft.Payload("transport", 2, 2, dreg=_R0 + 1), nft.Lookup("hostports", dreg=_R0), to),
+        (nft.Meta("l4proto"), nft.Payload("transport", 2, 2, dreg=R0 + 1), nft.Lookup("hostports", dreg=R0), to),
         comment="hostPorts of every address",
     )
     local = (nft.FibType("daddr"), nft.Cmp(nft.host32(2)))
@@ -440,21 +278,55 @@ def _hostports(table: nft.Table) -> Iterator[nft.Chain | nft.Rule]:
     yield nft.Rule(own, (*not_lo, *local, nft.jump("hostports")), comment="from this node to itself")
 
 
+def _unleased(family: Family, bridges: Iterable[str]) -> Iterator[nft.Chain | nft.Rule]:
+    """Yields the rules by which an address without a lease is unreachable. The node has a route to all addresses of a
+    podCIDR on its bridge. Without these rules, each packet to an unused one starts a resolution, and the table of
+    neighbours, which all network namespaces of a machine share, fills with entries that never complete (RFC 6583).
+
+    The node's own packets are answered in `output`, but those that a Service translated have their way only behind it.
+    Multicast and link-local destinations are no addresses of leases.
+    """
+    table = LEASES[family]
+    at, size, last = DADDR_AT[family], SIZE[family], _LAST_UNICAST[family]
+    unreachable = (nft.Counter(), nft.Reject(family, host=True))
+    for name, hook, local, end in (
+        ("forward", "forward", (), unreachable),
+        ("output", "output", (), unreachable),
+        ("postrouting", "postrouting", (nft.Meta("iif"), nft.Cmp(nft.host32(0))), (nft.Counter(), nft.drop())),
+    ):
+        chain = nft.Chain(table, name, hook=hook)  # type: ignore[arg-type]  # mypy takes the names of hooks for str
+        yield chain
+        for bridge in bridges:
+            yield nft.Rule(
+                chain,
+                (
+                    *local,
+                    *named("oifname", bridge),
+                    nft.Payload("network", at, 1),
+                    nft.Cmp(last, "<="),
+                    nft.Payload("network", at, size),
+                    nft.Lookup(LEASED[family].name, invert=True),
+                    *end,
+                ),
+                comment=carrying("no pod has this address", Reason.UNLEASED),
+            )
+
+
 def _postrouting(table: nft.Table, node: NodeRules) -> Iterator[nft.Chain | nft.Rule | nft.Set | nft.Elements]:
     family: Family = "ip" if table.family == "ip" else "ip6"
-    size, kind = _SIZE[family], _TYPE[family]
-    source, to = nft.Payload("network", _SADDR_AT[family], size), nft.Payload("network", _DADDR_AT[family], size)
+    size, kind = SIZE[family], TYPE[family]
+    source, to = nft.Payload("network", SADDR_AT[family], size), nft.Payload("network", DADDR_AT[family], size)
     chain = nft.Chain(table, "postrouting", hook="postrouting", type="nat", priority=SRCNAT)
     yield chain
     for bridge in (node.bridge, *(net.bridge for net in node.others)):
-        there = _named("oifname", bridge)
+        there = named("oifname", bridge)
         if family == "ip":
             yield nft.Rule(
                 chain,
                 (*there, nft.Payload("network", 12, 1), nft.Cmp(b"\x7f"), nft.Masquerade()),
                 comment="from 127.0.0.1 to a hostPort",
             )
-        second = nft.Payload("network", _DADDR_AT[family], size, dreg=_R0 + size // 4)
+        second = nft.Payload("network", DADDR_AT[family], size, dreg=R0 + size // 4)
         yield nft.Rule(
             chain,
             (*there, source, second, nft.Lookup("hairpin"), nft.Masquerade()),
@@ -464,11 +336,11 @@ def _postrouting(table: nft.Table, node: NodeRules) -> Iterator[nft.Chain | nft.
         ("", OtherNet(node.bridge, node.pod_cidrs, node.native)),
         *((f"-{n.bridge}", n) for n in node.others),
     ):
-        mine = [c for c in net.cidrs if _cidr_family(c) == family]
+        mine = [c for c in net.cidrs if cidr_family(c) == family]
         if not mine or net.native is None:
             continue
         pods, local = (nft.Set(table, f"{name}{suffix}", (kind,), interval=True) for name in ("pods", "native"))
-        reach = [*sorted(c for c in net.native if _cidr_family(c) == family), *mine, _MULTICAST[family]]
+        reach = [*sorted(c for c in net.native if cidr_family(c) == family), *mine, _MULTICAST[family]]
         yield from (pods, nft.Elements(pods, nft.intervals(mine)), local, nft.Elements(local, nft.intervals(reach)))
         yield nft.Rule(
             chain,

@@ -26,9 +26,15 @@ class CreateVeth(NamedTuple):
 
 
 class SetUp(NamedTuple):
+    """Set `link` up. port: it is the node's end of a pod's veth; it has a link group and answers no ARP. quiet: it gets
+    no link-local IPv6 address.
+    """
+
     link: str
     place: Place
     alias: str = ""
+    port: bool = False
+    quiet: bool = False
 
 
 class EnableIPv6(NamedTuple):
@@ -69,7 +75,7 @@ class AddNeighbour(NamedTuple):
 
 class JoinBridge(NamedTuple):
     """Make `link` a port of `bridge`, in hairpin mode. learning: whether the bridge learns source MACs from frames of
-    this port.
+    this port. The port itself accepts no IPv6 router; packets of the pod arrive on the bridge.
     """
 
     link: str

@@ -99,6 +99,7 @@ class NodeNet:
     is_gateway: bool = True  # the node has the gateways' addresses
     gateways: tuple[IPAddress, ...] = field(init=False)
     bridge_mac: str = field(init=False)
+    ipv6: bool = field(default=True, compare=False)  # whether the kernel has IPv6
     # the cache in which prepared.py stores its templates for this network
     prepared: dict[tuple[object, ...], object] = field(default_factory=dict, init=False, repr=False, compare=False)
 
@@ -181,7 +182,10 @@ def add_plan(call: Call, conf: NetConf, node: NodeNet, addresses: Sequence[tuple
         ops += [AddRoute(eth, host_route(gateway).network)] if node.routed else []
         ops.append(AddNeighbour(eth, gateway, node.bridge_mac, "pod"))
     ops += [AddRoute(eth, r.dst, r.gw, "pod", r.mtu, r.advmss, r.priority, r.table, r.scope) for r in routes]
-    ops += [SetUp(host, "node", alias), JoinBridge(host, node.bridge, learning=not node.routed)]
+    ops += [
+        SetUp(host, "node", alias, port=True, quiet=node.ipv6),
+        JoinBridge(host, node.bridge, learning=not node.routed),
+    ]
     ops.append(AddForwarding(host, mac, sticky=node.routed))
     ops += [AddNeighbour(node.bridge, address, mac, "node") for address, _ in addresses]
     ops += _limits(call.attachment, conf.bandwidth, mtu)
@@ -230,7 +234,7 @@ def repair_plan(
     """Returns the node's steps of an ADD again, for a pod whose own end of the veth is intact."""
     host = host_veth(owner)
     return (
-        SetUp(host, "node"),
+        SetUp(host, "node", port=True),
         JoinBridge(host, bridge, learning=not routed),
         AddForwarding(host, mac, sticky=routed),
         *(AddNeighbour(bridge, address, mac, "node") for address in addresses),

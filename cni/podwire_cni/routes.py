@@ -6,7 +6,7 @@ is left out and reported, because otherwise its Node would receive packets for t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_network
 from typing import Any
@@ -54,21 +54,23 @@ class Peer:
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """All nodes as this node sees them. own: this node's usable addresses (podwire_base.kube.nodeaddresses). node_ips:
-    those of all nodes. problems: lines for the log.
+    """All nodes as this node sees them. peers: the other nodes with podCIDRs. members: all other nodes with an address,
+    because a node without a podCIDR may send to pods too. own: this node's usable addresses
+    (podwire_base.kube.nodeaddresses). node_ips: those of all nodes. problems: lines for the log.
     """
 
     peers: tuple[Peer, ...] = ()
     own: tuple[IPAddress, ...] = ()
     node_ips: frozenset[IPAddress] = frozenset()
     problems: tuple[str, ...] = ()
+    members: tuple[Peer, ...] = ()
 
 
 def view(nodes: Mapping[str, Object], me: str) -> Cluster:
     """Returns the Cluster as the node `me` sees it. nodes: name -> Node. If two Nodes have the same podCIDR, the first
     Node by name gets it. But this node always keeps its own podCIDR.
     """
-    peers: list[Peer] = []
+    members: list[Peer] = []
     own: tuple[IPAddress, ...] = ()
     taken: list[tuple[IPNetwork, str]] = []
     ips: set[IPAddress] = set()
@@ -93,14 +95,16 @@ def view(nodes: Mapping[str, Object], me: str) -> Cluster:
             clear.append(cidr)
         if name == me:
             own = addresses
-        elif clear and addresses:
-            peers.append(Peer(name, tuple(clear), addresses))
-    return Cluster(tuple(peers), own, frozenset(ips), tuple(problems))
+        elif addresses:
+            members.append(Peer(name, tuple(clear), addresses))
+    peers = tuple(member for member in members if member.cidrs)
+    return Cluster(peers, own, frozenset(ips), tuple(problems), tuple(members))
 
 
-def native(cluster: Cluster, cluster_cidrs: Iterable[str]) -> frozenset[str]:
+def native(cluster: Cluster, cluster_cidrs: Iterable[str], far: Container[IPAddress] = ()) -> frozenset[str]:
     """Returns the destinations to which pods send with their own source addresses: the cluster's CIDRs, the nodes'
-    addresses, and podCIDRs outside the cluster's CIDRs.
+    addresses, and podCIDRs outside the cluster's CIDRs. far: addresses of nodes behind a router that knows no pods. It
+    may drop what has a pod's address as source, so they are no such destinations.
     """
     wide = [ip_network(cidr) for cidr in cluster_cidrs]
     unwanted = [
@@ -112,4 +116,10 @@ def native(cluster: Cluster, cluster_cidrs: Iterable[str]) -> frozenset[str]:
             for net in wide
         )
     ]
-    return frozenset({*map(str, wide), *map(str, unwanted), *(f"{ip}/{ip.max_prefixlen}" for ip in cluster.node_ips)})
+    return frozenset(
+        {
+            *map(str, wide),
+            *map(str, unwanted),
+            *(f"{ip}/{ip.max_prefixlen}" for ip in cluster.node_ips if ip not in far),
+        }
+    )

@@ -17,6 +17,8 @@ from typing import Any
 from pyroute2 import IPRoute
 
 from podwire_base.kernel.addresses import uplink
+from podwire_base.kernel.netlink import rtnetlink as nl
+from podwire_base.kernel.netlink.socket import RouteSocket
 
 from . import routes
 from .nodetable import NodeRules
@@ -37,6 +39,11 @@ def uplink_mtu(name: str = "") -> int | None:
         if not index and (link := uplink()):
             index = ipr.link_lookup(ifname=link)
         return int(ipr.get_links(index[0])[0].get("IFLA_MTU")) if index else None
+
+
+def has_ipv6() -> bool:
+    """Whether the kernel has IPv6 (it does not with ipv6.disable=1)."""
+    return Path("/proc/sys/net/ipv6").exists()
 
 
 def bridge_mac(bridge: str) -> str:
@@ -119,6 +126,7 @@ def ensure_node(node: NodeNet, unwanted: Sequence[IPAddress] = ()) -> list[str]:
     done: list[str] = []
     with IPRoute() as ipr:
         index = _bridge(ipr, node, done)
+        done += _no_link_local_learning(index, node.bridge)
         if any(address.version == 6 for address in node.on_bridge()):
             done += allow_ipv6(node.bridge)
         _addresses(ipr, node, index, done)
@@ -157,6 +165,8 @@ def _bridge(ipr: IPRoute, node: NodeNet, done: list[str]) -> int:
         )
         done.append(f"bridge {node.bridge} made")
         found = ipr.link_lookup(ifname=node.bridge)
+    if node.routed:
+        _no_link_local(ipr, node.bridge, found[0], done)
     link = ipr.get_links(found[0])[0]
     if link.get_nested("IFLA_LINKINFO", "IFLA_INFO_KIND") != "bridge":
         raise FileExistsError(
@@ -171,6 +181,33 @@ def _bridge(ipr: IPRoute, node: NodeNet, done: list[str]) -> int:
         ipr.link("set", index=found[0], **want)
         done.append(f"bridge {node.bridge} set to {want}")
     return int(found[0])
+
+
+def _no_link_local(ipr: IPRoute, bridge: str, index: int, done: list[str]) -> None:
+    """Keep a routed bridge without a link-local IPv6 address, which no pod of it needs. With one, the kernel would send
+    redirects, whatever `send_redirects` says, and make a neighbour entry for each destination.
+    """
+    mode = Path("/proc/sys/net/ipv6/conf") / bridge / "addr_gen_mode"
+    if not mode.exists():
+        return
+    if mode.read_text().strip() != "1":
+        mode.write_text("1")
+        done.append(f"net.ipv6.conf.{bridge}.addr_gen_mode=1")
+    for address in ipr.get_addr(family=AF_INET6, index=index):
+        if ip_address(address.get("IFA_ADDRESS")).is_link_local:
+            ipr.addr("del", index=index, address=address.get("IFA_ADDRESS"), prefixlen=address["prefixlen"])
+            done.append(f"{address.get('IFA_ADDRESS')} off {bridge}")
+
+
+def _no_link_local_learning(index: int, bridge: str) -> list[str]:
+    """Keep the bridge from learning from frames to the reserved group addresses of 802.1D, which it does even at ports
+    that do not learn. pyroute2 does not know the option.
+    """
+    with RouteSocket() as sock:
+        if not nl.learns_link_local(sock.ask([nl.get_link(index)])[0]):
+            return []
+        sock.send([nl.no_link_local_learning(index)])
+    return [f"bridge {bridge}: no_linklocal_learn"]
 
 
 def _addresses(ipr: IPRoute, node: NodeNet, index: int, done: list[str]) -> None:

@@ -88,6 +88,8 @@ def _roles(config: ClusterConfig) -> list[Role]:
             beat=beat.path_of(config.run_dir, "controllers"),
         ),
     ]
+    inside = (config.switch, *map(config.namespace, config.node_names()))
+    no_pods = (f"/proc/{os.getpid()}/ns/net", *map(network.path_of, inside))
     for node in config.node_names():
         spec = agent.AgentConfig(
             node,
@@ -101,6 +103,7 @@ def _roles(config: ClusterConfig) -> list[Role]:
             upstream_dns=config.upstream_dns,
             node_cidrs=(config.node_cidr,),
             sets=config.role_sets(backends.chosen(config.proxy_backend)),
+            no_pods=no_pods,
         )
         rows.append(
             Role(

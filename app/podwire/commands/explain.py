@@ -45,6 +45,8 @@ former_name = click.option(
 )
 OWNERS = {
     "podwire-cni": "the pod wiring (podwire wiring)",
+    "podwire-leases": "the pod wiring (podwire wiring)",
+    "podwire-tunnel": "the pod wiring (podwire wiring)",
     "podwire-dns": "the cluster DNS (podwire dns)",
     "kube-proxy": "kube-proxy in nftables mode (kube-proxy --cleanup)",
 }

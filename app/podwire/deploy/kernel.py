@@ -19,7 +19,7 @@ def clean(dns_address: str) -> Iterator[str]:
     yield from host.cleanup([dns_address])
     with nft_socket.Connection() as connection:
         for table in sorted(connection.tables(), key=str):
-            if table.name == "podwire-cni":
+            if table.name in ("podwire-cni", "podwire-leases", "podwire-tunnel"):
                 connection.commit(nft.Transaction().remove(table))
                 yield f"nft table {table.family} {table.name}"
     yield from _links_and_routes(routes.PROTOCOL)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
-from podwire.cluster import config, record
+from podwire.cluster import config, network, record, run
 from podwire.cluster.config import BadConfig, ClusterConfig
 from podwire.commands.cluster import up
 from podwire.commands.pods import log_lines
@@ -103,3 +104,10 @@ def test_up_knows_the_proxys_backends() -> None:
     assert (done.exit_code, "'ipvs' is not one of" in done.output) == (2, True)
     sets = ClusterConfig().role_sets({"backend": "iptables", "iptables_variant": "legacy"})
     assert sets[:2] == (("proxy", "backend", "iptables"), ("proxy", "iptables_variant", "legacy"))
+
+
+def test_nodes_take_neither_the_machine_nor_each_other_for_a_pod() -> None:
+    made = ClusterConfig(name="c", nodes=2)
+    specs = [role.run.args[0] for role in run._roles(made) if role.title[0] == "agent"]  # type: ignore[attr-defined]  # partials
+    inside = [network.path_of(name) for name in (made.switch, *map(made.namespace, made.node_names()))]
+    assert [spec.no_pods for spec in specs] == [(f"/proc/{os.getpid()}/ns/net", *inside)] * 2

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from podwire_base.kernel.ip import FAMILIES
 from podwire_base.kernel.nft import ruleset as nft
-from podwire_cni import nodetable
+from podwire_cni import nodetable, tunneltable
 from podwire_dns import host
 from podwire_proxy.dataplane import Dataplane
 from podwire_proxy.iptables import layout as iptables
@@ -79,7 +79,8 @@ def jumps(family: str, chain: iptables.Chain, rules: tuple[str, ...]) -> Iterato
 def in_the_code() -> set[Row]:
     rules = nodetable.NodeRules(NODE.pod_cidrs, frozenset(NODE.pod_cidrs))
     found = {
-        *base_chains("cni", nodetable.plan(rules, ())),
+        *base_chains("cni", nodetable.whole(rules, ())),
+        *base_chains("cni", tunneltable.plan(tunneltable.TunnelRules())),
         *base_chains("dns", host.notrack(["169.254.20.10", "fd00::a"], 53)),
     }
     for family in FAMILIES:
@@ -112,4 +113,5 @@ def test_what_must_run_before_what() -> None:
         assert at["proxy", "nat", hook.upper(), hook] < at["cni", "podwire-cni", hook, hook]
     assert at["cni", "podwire-cni", "loopback", "prerouting"] < conntrack
     assert at["proxy", "podwire", "loopback", "prerouting"] < conntrack
+    assert at["cni", "podwire-tunnel", "prerouting", "prerouting"] < conntrack
     assert at["cni", "podwire-cni", "spoofing", "bridge prerouting"] < 0, "before br_netfilter"

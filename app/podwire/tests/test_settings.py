@@ -176,6 +176,20 @@ def test_the_roles_get_what_was_said(tmp_path: Path) -> None:
     assert isinstance(again, ProxyConfig) and again.cluster_cidrs == ("10.7.0.0/16",), "the file's, where it says them"
 
 
+def test_tunnels_keep_other_sources_where_the_proxy_does(tmp_path: Path) -> None:
+    def sources(*sets: str, **more: Any) -> object:
+        made = agent.wiring_config(_config(tmp_path, sets=settings.assignments(sets), **more))
+        assert isinstance(made, WiringConfig)
+        return made.tunnel_sources
+
+    assert sources() == sources("proxy.masquerade_all=true") == sources("proxy.detect_local=NodeCIDR") == "cluster"
+    assert sources("proxy.cluster_cidrs=") == "any"
+    assert sources("proxy.cluster_cidrs=", roles=("wiring",)) == "cluster"
+    assert sources("proxy.cluster_cidrs=", "proxy.detect_local=NodeCIDR") == "cluster"
+    assert sources("wiring.tunnel_sources=any") == "any"
+    assert sources("proxy.cluster_cidrs=", "wiring.tunnel_sources=cluster") == "cluster"
+
+
 def test_what_a_role_itself_refuses_is_told_as_a_setting(tmp_path: Path) -> None:
     config = _config(tmp_path, sets=settings.assignments(["wiring.mtu=12"]))
     with pytest.raises(BadSetting, match=r"^set: wiring\.mtu: 12 is neither 0 nor from 68"):

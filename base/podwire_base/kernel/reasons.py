@@ -24,6 +24,7 @@ class Reason(StrEnum):
     LOOPBACK_MARTIAN = "loopback-martian"  # an address of 127.0.0.0/8 arrived from another machine
     INVALID_STATE = "invalid-state"  # conntrack classifies the packet as invalid
     SPOOFED = "spoofed"  # a pod claims an address or a part that is not its own
+    UNLEASED = "unleased"  # no pod has this address of the node's podCIDR
     POLICY = "policy"  # a network policy
     LOCALHOST_NODE_PORT = "localhost-node-port"  # a connection to a NodePort on 127.0.0.1
 

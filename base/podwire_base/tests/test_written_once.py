@@ -168,7 +168,7 @@ KERNEL_HALF = [
         _constant(0x0806, b"\x08\x06"),
         {KERNEL + "frames.py": 1},
         'FRAME = bytes(12) + b"\\x08\\x06"',
-        {"cni/podwire_cni/nodetable.py": "an operand of a rule, which has the type as it stands in the frame"},
+        {"cni/podwire_cni/antispoofing.py": "an operand of a rule, which has the type as it stands in the frame"},
     ),
     Once("neighbour advertisements", _assigned("ADVERTISEMENT"), {KERNEL + "frames.py": 1}, "ADVERTISEMENT = 136"),
     Once("MAC addresses read", _is_mac_reader, {KERNEL + "ip.py": 1}, 'bytes.fromhex(mac.replace(":", ""))'),

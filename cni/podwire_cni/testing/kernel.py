@@ -77,6 +77,9 @@ class FakeKernel:
             raise OSError(errno.ENOENT, "no such namespace", recorded)
         yield 9
 
+    def unmarked(self) -> frozenset[str]:
+        return frozenset()
+
     def holder(self, address: IPAddress) -> str:
         return self.neighbours.get(address, "")
 

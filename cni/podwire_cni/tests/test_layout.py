@@ -10,7 +10,7 @@ import pytest
 from podwire_base.kernel.nft import ruleset as nft
 from podwire_base.kube.client.config import ClientConfig
 from podwire_base.role import layout
-from podwire_cni import agent, nodetable
+from podwire_cni import agent, nodetable, tablesets
 from podwire_cni.nodetable import LAYOUT, NodeRules, layout_of
 
 NODE = NodeRules(("10.244.1.0/24",), frozenset({"10.244.0.0/16"}))
@@ -38,7 +38,7 @@ def test_each_table_has_a_mark_that_follows_its_rules() -> None:
 
 @pytest.mark.parametrize(("name", "number"), [("layout-7", 7), ("layout-2-ab", 2), ("layout-", 0), ("a-layout-3", 0)])
 def test_what_is_a_mark(name: str, number: int) -> None:
-    assert layout_of(nft.Chain(nodetable.BRIDGE_TABLE, name)) == number
+    assert layout_of(nft.Chain(tablesets.BRIDGE_TABLE, name)) == number
     assert layout_of(nft.Chain(nft.Table("ip", "podwire"), name)) == 0, "another table"
 
 

@@ -18,7 +18,7 @@ from podwire_cni import conflist, conflistfile, nodetable, routes
 from podwire_cni.conf import parse_conf
 from podwire_cni.ipam.ranges import podcidr_range
 from podwire_cni.main import install
-from podwire_cni.nodetable import NodeRules, PodRules
+from podwire_cni.nodetable import NodeRules, OtherNet, PodRules
 from podwire_cni.plan import NodeNet
 from podwire_cni.routes import Peer
 from podwire_cni.types import PortMapping
@@ -114,6 +114,13 @@ def test_what_pods_reach_with_their_own_address() -> None:
         "fd01::2/128",
         "fd00:2::/64",
     }
+
+
+def test_a_node_behind_a_router_sees_the_address_of_the_pod_s_node() -> None:
+    got = routes.view({"n1": node(["10.0.1.0/24"], "192.0.2.1"), "n2": node([], "198.51.100.2", "fd01::2")}, "n1")
+    assert [peer.name for peer in got.members] == ["n2"] and got.peers == ()
+    far = routes.native(got, ["10.0.0.0/16"], {ip_address("198.51.100.2")})
+    assert far == {"10.0.0.0/16", "192.0.2.1/32", "fd01::2/128"}
 
 
 def test_a_stolen_or_broken_podcidr_is_named_and_left_out() -> None:
@@ -267,5 +274,12 @@ def test_a_bridge_without_a_known_mac_gets_no_rule_that_drops_all_unicast() -> N
         rules = NodeRules(("10.0.1.0/24",), None, mac=mac)
         return [op.thing.comment for op in nodetable.plan(rules, ()) if isinstance(op.thing, nft.Rule)]
 
+    many = NodeRules(
+        ("10.0.1.0/24",),
+        None,
+        mac="0a:00:00:00:00:00",
+        others=tuple(OtherNet(f"b{n}", (), None, f"0a:00:00:00:00:0{n}") for n in range(1, 8)),
+    )
+    assert all(len(op.thing.comment) < 128 for op in nodetable.plan(many, ()) if isinstance(op.thing, nft.Rule))
     assert any("another MAC than 0a:58:0a:00:01:01" in comment for comment in comments("0a:58:0a:00:01:01"))
     assert not any("another MAC" in comment for comment in comments(""))

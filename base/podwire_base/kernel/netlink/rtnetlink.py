@@ -31,6 +31,8 @@ IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_MASTER, IFLA_PROTINFO, IFLA_LINKINFO, 
 )
 IFLA_INFO_KIND, IFLA_INFO_DATA, VETH_INFO_PEER, IFLA_BRPORT_MODE, IFLA_BRPORT_LEARNING, IFLA_GROUP = 1, 2, 1, 4, 8, 27
 IFLA_OPERSTATE, OPER_UP = 16, 6
+IFLA_AF_SPEC, IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE = 26, 8, 1
+IFLA_BR_MULTI_BOOLOPT, NO_LL_LEARN = 46, 1 << 0  # linux/if_bridge.h: struct br_boolopt_multi, BR_BOOLOPT_NO_LL_LEARN
 IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS = 29, 8
 IFLA_NUM_TX_QUEUES, IFLA_NUM_RX_QUEUES = 31, 32
 IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA, IFLA_BRPORT_STATE, BR_STATE_FORWARDING = 4, 5, 1, 3
@@ -47,7 +49,7 @@ RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC, RTA_METRICS, RTA_MULTI
 )
 RTAX_MTU, RTAX_ADVMSS = 2, 8
 NDA_DST, NDA_LLADDR, NUD_PERMANENT, NUD_NOARP, NTF_MASTER, NTF_STICKY = 1, 2, 0x80, 0x40, 0x04, 0x40
-IFF_UP = 0x1
+IFF_UP, IFF_NOARP = 0x1, 0x80
 RT_TABLE_MAIN, RTPROT_STATIC, RT_SCOPE_UNIVERSE, RT_SCOPE_LINK, RTN_UNICAST = 254, 4, 0, 253, 1
 _LINK = struct.Struct("=BxHiII")  # struct ifinfomsg
 _ROUTE = struct.Struct("=BBBBBBBBI")  # struct rtmsg
@@ -88,8 +90,41 @@ def new_veth(host: str, host_mac: str, peer: str, peer_mac: str, netns_fd: int, 
     )
 
 
-def link_up(index: int, *, alias: str = "") -> bytes:
-    return message(SETLINK, 0, _link(index, IFF_UP, IFF_UP) + (text(IFLA_IFALIAS, alias) if alias else b""))
+def link_up(index: int, *, alias: str = "", group: int | None = None) -> bytes:
+    """Set a link up. group: make it a member of this link group and answer no ARP on it, because the link is a pod's
+    port: the bridge hands some frames to the node with the port as input device.
+    """
+    flags = IFF_UP if group is None else IFF_UP | IFF_NOARP
+    attrs = (text(IFLA_IFALIAS, alias) if alias else b"") + (b"" if group is None else host_u32(IFLA_GROUP, group))
+    return message(SETLINK, 0, _link(index, flags, flags) + attrs)
+
+
+def no_ipv6_address(index: int) -> bytes:
+    """Let a link come up without a link-local IPv6 address. A kernel without IPv6 refuses this (EAFNOSUPPORT)."""
+    mode = attr(AF_INET6 | NESTED, attr(IFLA_INET6_ADDR_GEN_MODE, bytes((IN6_ADDR_GEN_MODE_NONE,))))
+    return message(SETLINK, 0, _link(index) + attr(IFLA_AF_SPEC | NESTED, mode))
+
+
+def no_link_local_learning(index: int) -> bytes:
+    """Keep a bridge from learning the source MACs of frames to the reserved group addresses of 802.1D (from Linux 4.20
+    on). The bridge learns them even from ports that do not learn.
+    """
+    option = attr(IFLA_BR_MULTI_BOOLOPT, struct.pack("=II", NO_LL_LEARN, NO_LL_LEARN))
+    info = text(IFLA_INFO_KIND, "bridge") + attr(IFLA_INFO_DATA | NESTED, option)
+    return message(NEWLINK, 0, _link(index) + attr(IFLA_LINKINFO | NESTED, info))
+
+
+def learns_link_local(link: bytes) -> bool:
+    """Whether the bridge of an RTM_NEWLINK body learns from such frames and the kernel knows the option."""
+    info = parse(parse(link[16:]).get(IFLA_LINKINFO, b""))
+    options = parse(info.get(IFLA_INFO_DATA, b"")).get(IFLA_BR_MULTI_BOOLOPT)
+    return options is not None and not _number(options[:4]) & NO_LL_LEARN
+
+
+def is_marked(link: bytes, group: int) -> bool:
+    """Whether the link of an RTM_NEWLINK body is a member of the group and answers no ARP (see `link_up`)."""
+    flags = struct.unpack_from("=I", link, 8)[0]
+    return bool(flags & IFF_NOARP) and _number(parse(link[16:]).get(IFLA_GROUP)) == group
 
 
 def set_master(index: int, master: int) -> bytes:

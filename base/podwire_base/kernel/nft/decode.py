@@ -52,11 +52,12 @@ def _optional(got: Attributes, number: int) -> int | None:
 
 
 def _payload(got: Attributes) -> e.Expr:
-    return e.Payload("network" if to_int(got[2]) == 1 else "transport", to_int(got[3]), to_int(got[4]), _reg(got[1]))
+    return e.Payload(_name(e.PAYLOAD_BASES, to_int(got[2])), to_int(got[3]), to_int(got[4]), _reg(got[1]))
 
 
 def _reject(got: Attributes) -> e.Expr:
-    return e.Reject("ip6" if to_int(got.get(2)) == 4 else "ip", tcp_reset=to_int(got[1]) == 1)
+    code = to_int(got.get(2))  # 3 has a meaning in both families; either way it is the same bytes
+    return e.Reject("ip6" if code == 4 else "ip", tcp_reset=to_int(got[1]) == 1, host=code == 1)
 
 
 _READERS: dict[str, Callable[[Attributes], e.Expr]] = {

@@ -257,18 +257,20 @@ class Masquerade(Expr):
 
 @dataclass(frozen=True, slots=True)
 class Reject(Expr):
-    """Answer with ICMP (ICMPv6) port unreachable, or with a TCP reset. For a TCP reset, the rule must match l4proto tcp
-    first, and the family is not used.
+    """Answer with ICMP port unreachable, or with a TCP reset. For a TCP reset, the rule must match l4proto tcp first,
+    and the family is not used. host: answer with ICMP host unreachable (ICMPv6: address unreachable) instead.
     """
 
     NAME: ClassVar[str] = "reject"
     family: Family
     tcp_reset: bool = False
+    host: bool = False
 
     def body(self) -> bytes:
         if self.tcp_reset:
             return u32(1, 1)
-        return u32(1, 0) + u8(2, 3 if self.family == "ip" else 4)
+        port, host = (3, 1) if self.family == "ip" else (4, 3)
+        return u32(1, 0) + u8(2, host if self.host else port)
 
 
 @dataclass(frozen=True, slots=True)
