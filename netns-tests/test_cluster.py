@@ -205,6 +205,8 @@ def _pods_as_seen(lab: DemoLab) -> set[tuple[str, str, str]]:
 @pytest.mark.parametrize("role", ["wiring", "node", "dns-feeder", "dns", "proxy"])
 def test_a_killed_role_comes_back_and_traffic_does_not_notice(lab: DemoLab, role: str) -> None:
     client, address = lab.pods("client")[0], lab.cluster_ip("my-service")
+    names = [p.name for p in lab.pods("MyApp") + lab.pods("client")]
+    wait_for(lambda: all(condition(lab.get("Pod", n), "Ready").get("status") == "True" for n in names), 20)
     before = _pods_as_seen(lab)
     with lab.hammer(client.netns, address, 80) as seen:
         lab.restart(client.node, role, signal.SIGKILL)

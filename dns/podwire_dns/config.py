@@ -74,6 +74,9 @@ class DnsConfig:
     Corefile restricts the clients; the server does not enforce the restriction. blocks: the rewrite, template and hosts
     rules of the Corefile. reload: seconds between checks of the Corefile; 0: check only at SIGHUP. follow: the same for
     resolv.conf and hosts files.
+
+    user: the numeric user and group as which the server runs if it is started as root, with no privileges and nothing
+    but its sockets; 0: it stays root.
     """
 
     node_name: str
@@ -116,6 +119,7 @@ class DnsConfig:
     ignore_access: bool = False
     reload: float = 0.0
     follow: float = 5.0
+    user: int = 64053
 
     @property
     def socket_path(self) -> Path:

@@ -25,15 +25,6 @@ CONNECT_SECONDS = 4.0
 OnReply = Callable[["Upstreamed | OSError | None"], None]  # None: the answer is truncated; repeat the query over TCP
 
 
-def tls_context(tls: forward.Tls) -> ssl.SSLContext:
-    """Returns a context that always verifies certificates. Raises OSError (also ssl.SSLError) for unusable files."""
-    context = ssl.create_default_context(cafile=tls.ca or None)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    if tls.cert:
-        context.load_cert_chain(tls.cert, tls.key)
-    return context
-
-
 def socket_address(host: str, port: int) -> tuple[str, int] | tuple[str, int, int, int]:
     """Returns the socket address of an IP address. Raises OSError.
 

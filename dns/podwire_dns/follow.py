@@ -11,7 +11,7 @@ from pathlib import Path
 
 from podwire_base.role import beat, logs
 
-from . import feed
+from . import feed, host
 from .answertable import AnswerTable
 from .zone import ZoneData
 
@@ -91,9 +91,12 @@ class Follower:
         while True:
             link: _Link | None = None
             try:
-                _, link = await asyncio.get_running_loop().create_unix_connection(
-                    lambda: _Link(self.take), str(self.path)
-                )
+                loop = asyncio.get_running_loop()
+                if (helper := host.helper()) is not None:
+                    sock = await asyncio.to_thread(helper.call, "feed")
+                    _, link = await loop.create_unix_connection(lambda: _Link(self.take), sock=sock)
+                else:
+                    _, link = await loop.create_unix_connection(lambda: _Link(self.take), str(self.path))
                 await link.ended
             except (OSError, feed.BadFeed) as err:
                 if self.fed or not told:

@@ -15,13 +15,15 @@ import os
 import platform
 import socket
 import struct
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Sequence
+from functools import wraps
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from podwire_base.kernel.addresses import local_addresses
 from podwire_base.kernel.netlink import rtnetlink as nl
 from podwire_base.kernel.netlink.socket import RouteSocket
 from podwire_base.role import logs
+from podwire_base.role.helper import Helper
 
 TABLE = "podwire-dns"
 LOOPBACK = 1
@@ -35,6 +37,38 @@ if TYPE_CHECKING:
     from podwire_base.kernel.nft import ruleset as nft
 
 
+P = ParamSpec("P")
+R = TypeVar("R")
+PRIVILEGED: list[Callable[..., Any]] = []  # in a server without privileges, its helper calls these
+_helpers: list[Helper] = []
+
+
+def use(helper: Helper | None) -> None:
+    """From now on `helper` calls the functions that need privileges (rights.py)."""
+    _helpers[:] = [] if helper is None else [helper]
+
+
+def helper() -> Helper | None:
+    return _helpers[0] if _helpers else None
+
+
+def privileged(function: Callable[P, R]) -> Callable[P, R]:
+    """Marks a function of addresses, and maybe a port and a kind of socket, that needs privileges."""
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        if not _helpers:
+            return function(*args, **kwargs)
+        plain = [arg if isinstance(arg, str | int) else list(arg) for arg in args]  # type: ignore[call-overload]  # iterables
+        found: R = _helpers[0].call(function.__name__, *plain)
+        return found
+
+    setattr(call, "here", function)  # noqa: B010 - a Callable has no such attribute
+    PRIVILEGED.append(call)
+    return call
+
+
+@privileged
 def ensure_addresses(addresses: Iterable[str]) -> list[str]:
     """Adds the missing addresses to lo, in this thread's network namespace, and sets lo up. Returns the added
     addresses. Raises OSError.
@@ -93,6 +127,7 @@ def own_addresses() -> frozenset[bytes]:
         return frozenset()
 
 
+@privileged
 def has_sibling(address: str, port: int) -> bool:
     """Whether another process already serves at this address and port."""
     with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as probe:
@@ -103,6 +138,7 @@ def has_sibling(address: str, port: int) -> bool:
     return False
 
 
+@privileged
 def open_socket(address: str, port: int, kind: socket.SocketKind) -> socket.socket:
     """Returns a bound socket that sibling processes can share (SO_REUSEPORT). A TCP socket also listens."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
@@ -124,6 +160,7 @@ def open_socket(address: str, port: int, kind: socket.SocketKind) -> socket.sock
     return sock
 
 
+@privileged
 def apply_notrack(addresses: Iterable[str], port: int) -> None:
     """Writes the notrack rules. One commit replaces the old content of the table."""
     from podwire_base.kernel.nft import socket as nft_socket
@@ -131,6 +168,7 @@ def apply_notrack(addresses: Iterable[str], port: int) -> None:
     nft_socket.apply(notrack(addresses, port))
 
 
+@privileged
 def changed_tables(addresses: Iterable[str], port: int) -> list[str]:
     """Returns the tables of `notrack` whose chains or rules the kernel has not, or not as they were written.
 
@@ -232,6 +270,7 @@ def run_soon() -> None:
         log.info("no short time slices", error=os.strerror(ctypes.get_errno()))
 
 
+@privileged
 def drop_addresses(addresses: Iterable[str], port: int) -> list[str]:
     """Removes from lo the addresses that no process serves, even if another program added them (as `cleanup` does).
 

@@ -113,6 +113,13 @@ OPTIONS: list[Callable[[Function], Function]] = [
     click.option("--ready-address", default="", help="HOST:PORT of /ready; empty: none."),
     click.option("--metrics-address", default="", help="HOST:PORT of /metrics; empty: none."),
     click.option(
+        "--user",
+        type=click.IntRange(0, 2**31 - 1),
+        default=DEFAULTS.user,
+        show_default=True,
+        help="Numeric user of the server, which then has no privileges; 0: the user that starts it.",
+    ),
+    click.option(
         "--lame-duck",
         type=click.FloatRange(0, 300),
         default=DEFAULTS.lame_duck,

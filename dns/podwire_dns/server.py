@@ -15,6 +15,7 @@ import secrets
 import socket
 import sys
 import time
+from functools import partial
 from itertools import zip_longest
 
 from podwire_base.role import layout, limits, logs, web
@@ -22,7 +23,7 @@ from podwire_base.role.metrics import Histogram
 from podwire_base.role.run import main, stop_event
 from podwire_base.role.status import RoleStatus
 
-from . import forward, host, metrics, metrics_page, names, native, reports, tcp, upstream
+from . import forward, host, metrics, metrics_page, names, native, reports, rights, tcp, upstream
 from .answer import Answerer
 from .answertable import AnswerTable
 from .cache import Cache
@@ -121,9 +122,8 @@ class Server:
         )
         answerer.rules = rules if rules.any else None
         answerer.cache.resize(config.cache_capacity, config.serve_stale, config.prefetch)
-        leases = config.run_dir / "cni" / "leases"
         self.observer.configure(
-            Clients(lambda address: (leases / address).read_text()) if config.log_queries else None,
+            Clients(partial(rights.lease, config.run_dir / "cni" / "leases")) if config.log_queries else None,
             config.log_classes,
             config.log_names,
         )
@@ -463,7 +463,7 @@ def _prepare_node(config: DnsConfig) -> None:
 
 async def _main(config: DnsConfig, sources: Sources, heritage: Heritage, listener: socket.socket | None) -> None:
     stop = stop_event()
-    status = RoleStatus(config.run_dir, "dns")
+    status = RoleStatus(config.run_dir, "dns", rights.write)
     async with Server(config, sources, stop, heritage) as server:
         if not stop.is_set():
             log.info(
@@ -506,4 +506,5 @@ def run(config: DnsConfig) -> None:
     gc.freeze()  # imported modules stay in memory
     gc.set_threshold(GARBAGE)  # reference cycles are rare: frequent collections would find no garbage
     heritage, listener = inherit(real.run_dir) if real.spare else (Heritage(), None)
+    rights.give_up(real, lambda: Sources(config))  # the last step: what comes after it has no rights
     main("dns", _main(real, sources, heritage, listener))

@@ -13,32 +13,17 @@ import signal
 import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 from podwire_base.role import logs
 
-from . import corefile, names
+from . import corefile, names, reading
 from .config import WILDCARDS, BadConfig, DnsConfig, Forward
 from .corefile_parse import Place
-from .exchange import socket_address, tls_context
+from .exchange import socket_address
+from .reading import Stamp
 from .rules import Block, Rules
 
 LOOK_SECONDS = 0.5
-Stamp = tuple[int, int, int] | None  # mtime, size, inode
-
-
-def _stamp(path: str) -> Stamp:
-    try:
-        found = os.stat(path)
-    except OSError:
-        return None
-    return found.st_mtime_ns, found.st_size, found.st_ino
-
-
-def _fitting(pattern: str) -> list[str]:
-    """Returns the files that match a pattern, in order. A mounted ConfigMap also has directories, which are skipped."""
-    path = Path(pattern)
-    return sorted(str(each) for each in Path(path.anchor).glob(str(path.relative_to(path.anchor))) if not each.is_dir())
 
 
 def is_local(address: str) -> bool:
@@ -103,13 +88,20 @@ class Sources:
         config.check_pages()
         for route in (*config.routes().values(), *(each for own in config.homes().values() for each in own.values())):
             try:
-                tls_context(route.tls)
+                reading.tls_context(route.tls)
             except OSError as err:
                 raise BadConfig(
                     f"tls: {err.strerror or err}; the certificate, its key and the CA must be PEM files"
                 ) from err
         Rules(config.blocks)
         return config
+
+    def files(self) -> set[str]:
+        """Returns the files that the last `load` has read, or tried to."""
+        return set(self._stamps)
+
+    def patterns(self) -> set[str]:
+        return set(self._globs)
 
     def tell(self, log: logs.Logger) -> None:
         """Logs the notes."""
@@ -119,25 +111,25 @@ class Sources:
     def changed(self, *, corefile: bool) -> bool:
         """Whether the Corefile (or a file that it imports) or another file has changed since `load` read it."""
         return any(
-            _stamp(path) != stamp
+            reading.stamp(path) != stamp
             for path, stamp in self._stamps.items()
             if corefile == (path == self.base.corefile or path in self._imported)
-        ) or (corefile and any(_fitting(pattern) != found for pattern, found in self._globs.items()))
+        ) or (corefile and any(reading.fitting(pattern) != found for pattern, found in self._globs.items()))
 
     def _import(self, path: str) -> str:
         """Reads an imported file. Raises OSError."""
-        self._stamps[path], self._imported[path] = _stamp(path), ""
-        self._imported[path] = Path(path).read_text(encoding="utf-8", errors="replace")
+        self._stamps[path], self._imported[path] = reading.stamp(path), ""
+        self._imported[path] = reading.text(path)
         return self._imported[path]
 
     def _glob(self, pattern: str) -> list[str]:
-        self._globs[pattern] = _fitting(pattern)
+        self._globs[pattern] = reading.fitting(pattern)
         return self._globs[pattern]
 
     def _read(self, path: str, *, needed: bool = False) -> str:
-        self._stamps[path] = _stamp(path)
+        self._stamps[path] = reading.stamp(path)
         try:
-            return Path(path).read_text(encoding="utf-8", errors="replace")
+            return reading.text(path)
         except OSError as err:
             if needed:
                 raise BadConfig(f"{path}: {err.strerror}") from err

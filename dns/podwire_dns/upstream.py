@@ -20,9 +20,9 @@ from dnslib import RCODE
 from podwire_base.role import logs
 from podwire_base.role.metrics import Histogram
 
-from . import forward, native
+from . import forward, native, reading
 from .cache import Cache, CacheKey, Upstreamed
-from .exchange import Stream, UdpExchange, UpstreamExchange, tls_context
+from .exchange import Stream, UdpExchange, UpstreamExchange
 from .flight import Done, Flight, Once, Request
 from .forward import Route, Upstreams
 from .metrics import BOUNDS
@@ -78,7 +78,7 @@ class Forwarder:
         self._plain: Counter[str] = Counter()  # sockets that no UpstreamExchange opened, by address
         self._streams: dict[tuple[int, str], Stream] = {}
         self._contexts = {
-            number: tls_context(upstreams.route.tls)
+            number: reading.tls_context(upstreams.route.tls)
             for number, upstreams in self.every.items()
             if any(address.startswith(forward.TLS) for address in upstreams.addresses)
         }

@@ -11,7 +11,11 @@ import os
 import struct
 from pathlib import Path
 
+from .supervisor import PR_SET_PDEATHSIG
+
+PR_GET_PDEATHSIG, PR_SET_DUMPABLE = 2, 4
 PR_CAPBSET_DROP, PR_SET_SECUREBITS, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT = 24, 28, 38, 47
+CAP_SETGID, CAP_SETUID, CAP_SETPCAP = 6, 7, 8
 PR_CAP_AMBIENT_CLEAR_ALL = 4
 # SECBIT_NOROOT and SECBIT_NO_SETUID_FIXUP with their locks, and the lock of SECBIT_KEEP_CAPS: uid 0 is nobody special
 NO_ROOT = 1 << 0 | 1 << 1 | 1 << 2 | 1 << 3 | 1 << 5
@@ -26,9 +30,12 @@ def _check(result: int, what: str) -> None:
 
 
 def drop(user: int, group: int) -> None:
-    """Become `user` and `group` with no other group, no capability and no way to gain one. It cannot be undone. Raises
-    OSError; then some privileges may be left, and the process should end.
+    """Become `user` and `group` with no other group, no capability and no way to gain one. It cannot be undone. Other
+    threads would keep their capabilities, so there may be none yet. Raises OSError; then some privileges may be left,
+    and the process should end.
     """
+    signal = ctypes.c_int()
+    _check(_libc.prctl(PR_GET_PDEATHSIG, ctypes.byref(signal), 0, 0, 0), "read the signal of the parent's death")
     _check(_libc.prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0), "clear the ambient capabilities")
     for capability in range(_last() + 1):
         _check(_libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0), "drop a capability of the bounding set")
@@ -39,6 +46,18 @@ def drop(user: int, group: int) -> None:
     head, none = struct.pack("=Ii", VERSION_3, 0), bytes(24)
     _check(_libc.capset(head, none), "drop the capabilities")
     _check(_libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "set no_new_privs")
+    # A change of user takes these away: the parent's death would no longer end this process, and it could not read its
+    # own /proc/self/fd.
+    _check(_libc.prctl(PR_SET_PDEATHSIG, signal.value, 0, 0, 0), "end with the parent")
+    _check(_libc.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0), "read the own /proc")
+
+
+def can_drop() -> bool:
+    """Whether this process has the capabilities that `drop` needs. A container may lack them."""
+    with contextlib.suppress(OSError, KeyError, ValueError):
+        have = int(status()["CapEff"], 16)
+        return all(have >> capability & 1 for capability in (CAP_SETGID, CAP_SETUID, CAP_SETPCAP))
+    return False
 
 
 def _last() -> int:
