@@ -100,8 +100,10 @@ def disinherit() -> None:
 
 
 def ordinary_signals() -> None:
-    """Undo what Python changes for itself, just before exec: an ignored SIGPIPE would stay ignored in the program."""
-    for number in (signal.SIGPIPE, signal.SIGXFSZ):
+    """Give every signal its default action, just before exec, which keeps ignored signals ignored: Python ignores
+    SIGPIPE and SIGXFSZ, and nohup, which may have started the cluster, SIGHUP.
+    """
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
 

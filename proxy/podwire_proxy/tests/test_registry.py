@@ -26,6 +26,7 @@ ROOT = Path(__file__).parents[3]
 PARTS = ("app", "base", "cni", "controlplane", "dns", "proxy")
 # The names of backends outside their folders, each with the reason why a new backend need not be named there.
 ALLOWED = {
+    ("cni/podwire_cni/bridgeplugin.py", "nftables"): "a value of a key of the reference bridge plugin",
     ("app/podwire/cluster/config.py", "nftables"): "the default of a setting",
     ("proxy/podwire_proxy/config.py", "nftables"): "the default of a setting",
     ("proxy/podwire_proxy/kubeproxyfile.py", "nftables"): "a section of kube-proxy's own format",
