@@ -214,7 +214,7 @@ class DnsConfig:
     def _upstream(self, text: str) -> str:
         scheme = TLS if text.startswith(TLS) else ""
         host, _, port = text.removeprefix(TLS).partition("#")
-        if port and not (port.isdigit() and 0 < int(port) <= LAST_PORT):
+        if port and not (port.isdecimal() and 0 < int(port) <= LAST_PORT):
             raise BadConfig(f"upstream {text!r} has a bad port; write IP or IP#port")
         address = _ip(host, "upstream")
         number = int(port or (TLS_PORT if scheme else PORT))

@@ -42,7 +42,7 @@ Note = Callable[[Directive, str], None]
 def read(item: Directive, cluster_domain: str, note: Note) -> Caching:
     """Returns the settings. Raises BadConfig."""
     made, words = Caching(POSITIVE, NEGATIVE), item.args
-    if words and words[0].isdigit():
+    if words and words[0].isdecimal():
         made.positive = float(number(words[0], item))
         if not made.positive:
             raise bad(item, "the TTL must be above 0; without `cache` nothing is cached")

@@ -58,7 +58,7 @@ def key(word: str, block: Directive) -> Key:
     """Parses one zone before a server block. Raises BadConfig."""
     scheme, _, rest = word.rpartition("://")
     host, colon, port = rest.rpartition(":")
-    if not colon or (not port.isdigit() and "/" in port):  # the last colon belongs to the CIDR
+    if not colon or (not port.isdecimal() and "/" in port):  # the last colon belongs to the CIDR
         host, port = rest, ""
     elif ":" in host and "/" not in host:
         raise bad(block, f"{word!r} is an address; a reverse zone is written as CIDR, such as 2001:db8::/32")

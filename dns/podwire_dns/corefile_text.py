@@ -90,6 +90,6 @@ def seconds(text: str, item: Directive) -> float:
 
 
 def number(text: str, item: Directive) -> int:
-    if not (text.isascii() and text.isdigit()) or len(text) > LONGEST_DURATION:
+    if not (text.isascii() and text.isdecimal()) or len(text) > LONGEST_DURATION:
         raise bad(item, f"{text!r} is not a number")
     return int(text)

@@ -33,7 +33,7 @@ def socket_address(host: str, port: int) -> tuple[str, int] | tuple[str, int, in
     address, _, link = host.partition("%")
     if not link:
         return host, port
-    return address, port, 0, int(link) if link.isdigit() else socket.if_nametoindex(link)
+    return address, port, 0, int(link) if link.isdecimal() else socket.if_nametoindex(link)
 
 
 class UdpExchange:

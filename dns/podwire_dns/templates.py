@@ -99,7 +99,7 @@ def scope(name: str, zone: str, qtype: int, found: Found) -> Callable[[str], str
         try:
             if group is not None:
                 key = group[1] or group[2] or group[3]
-                return found[int(key) if key.isdigit() else key] or ""
+                return found[int(key) if key.isdecimal() else key] or ""
         except IndexError as err:
             raise BadRule(f"{{{{ {text} }}}}: the expression has no such group") from err
         raise BadRule(

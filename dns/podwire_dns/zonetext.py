@@ -43,7 +43,7 @@ def record(text: str, default_ttl: int) -> TextRecord:
         owner = words.as_name(words.get(), dns.name.root)
         word = words.get_string()
         for _ in range(2):
-            if word[:1].isdigit():
+            if word[:1].isdecimal():
                 ttl, word = dns.ttl.from_text(word), words.get_string()
             elif word.upper() in ("IN", "CH", "HS", "ANY", "NONE"):
                 if word.upper() != "IN":

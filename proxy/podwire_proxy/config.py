@@ -152,7 +152,7 @@ def check(config: ProxyConfig) -> None:
         raise ConfigError(f"local_interface: {config.detect_local} needs an interface's name (1 to 15 characters)")
     for name, address in (("metrics_address", config.metrics_address), ("healthz_address", config.healthz_address)):
         host, colon, port = address.rpartition(":")
-        if address and not (colon and port.isdigit() and int(port) < 65536):
+        if address and not (colon and port.isdecimal() and int(port) < 65536):
             raise ConfigError(f"{name}: {address!r} is not host:port, such as {host or '127.0.0.1'}:10249")
 
 

@@ -159,8 +159,8 @@ def normal_ip(text: str) -> str:
     text = text.strip()
     if "%" in text:
         raise ValueError(f"{text!r} has a zone, which means nothing on another machine")
-    if ":" not in text and any(len(part) > 1 and part[0] == "0" and part.isdigit() for part in text.split(".")):
-        text = ".".join(str(int(part)) if part.isdigit() else part for part in text.split("."))
+    if ":" not in text and any(len(part) > 1 and part[0] == "0" and part.isdecimal() for part in text.split(".")):
+        text = ".".join(str(int(part)) if part.isdecimal() else part for part in text.split("."))
     return str(ipaddress.ip_address(text))
 
 

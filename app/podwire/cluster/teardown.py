@@ -25,7 +25,7 @@ def _processes(config: ClusterConfig) -> Iterator[int]:
     """
     wanted = f"{MARKER}={config.run_dir}".encode()
     for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+        if not entry.name.isdecimal() or int(entry.name) == os.getpid():
             continue
         try:
             if wanted in (entry / "environ").read_bytes().split(b"\0"):

@@ -132,7 +132,7 @@ def _destination(text: str) -> tuple[str, int, str]:
     """Parse "DST:PORT[/udp]" and return (host, port, "TCP" | "UDP" | "SCTP"). Raises Failed."""
     rest, _, protocol = text.rpartition("/") if text.lower().endswith(("/tcp", "/udp", "/sctp")) else (text, "", "tcp")
     host, colon, port = rest.rpartition(":")
-    if not colon or not port.isdigit() or not 0 < int(port) < 65536:
+    if not colon or not port.isdecimal() or not 0 < int(port) < 65536:
         raise Failed(f"{text!r}: expected DST:PORT[/udp], such as 10.96.0.1:443, [fd00::1]:53/udp or my-service:80")
     return host.strip("[]"), int(port), protocol.upper()
 

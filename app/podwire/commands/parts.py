@@ -217,7 +217,7 @@ def apiserver(
 
     def pair(text: str) -> tuple[str, int]:
         address, _, port = text.rpartition(":")
-        if not address or not port.isdigit():
+        if not address or not port.isdecimal():
             raise click.BadParameter(f"{text!r}: expected ADDRESS:PORT")
         return address.strip("[]"), int(port)
 

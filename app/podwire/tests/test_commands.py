@@ -242,3 +242,9 @@ def test_the_record_of_an_apply_is_kubectls_own() -> None:
         '{"apiVersion":"v1","data":{"k":"\\u003cä\\u0026\\u003e"},"kind":"ConfigMap",'
         '"metadata":{"annotations":{},"name":"m","namespace":"default"}}\n'
     )
+
+
+@pytest.mark.parametrize("text", ["10.96.0.1", "10.96.0.1:", "10.96.0.1:0", "10.96.0.1:65536", "10.96.0.1:²"])
+def test_explain_names_a_destination_without_a_port(text: str) -> None:
+    done = CliRunner().invoke(cli, ["explain", "127.0.0.1", text])
+    assert done.exit_code != 0 and isinstance(done.exception, SystemExit) and "expected DST:PORT" in done.output

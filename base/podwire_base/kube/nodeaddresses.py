@@ -38,7 +38,7 @@ def listed(
 
 
 def _octet(text: str) -> str:
-    return text.lstrip("0") or "0" if text.isdigit() else text
+    return text.lstrip("0") or "0" if text.isdecimal() else text
 
 
 def usable(node: Mapping[str, Any] | None, bad: Callable[[str], None] = lambda _: None) -> tuple[NodeIP, ...]:

@@ -54,7 +54,7 @@ def target_port(pod: Object, port: Object) -> int | None:
     container port with this name and protocol, or None if the pod has no such port.
     """
     target = port.get("targetPort") or port["port"]
-    if isinstance(target, int) or str(target).isdigit():
+    if isinstance(target, int) or str(target).isdecimal():
         return int(target)
     for container in pod["spec"].get("containers") or []:
         for candidate in container.get("ports") or []:

@@ -108,6 +108,7 @@ def test_stub_domains_go_to_their_own_upstreams() -> None:
     [
         ({"stubs": ("corp.example",)}, "stubs: 'corp.example' must be written"),
         ({"stubs": ("corp.example=nowhere",)}, "upstream: 'nowhere' is not an IP address"),
+        ({"stubs": ("corp.example=192.0.2.1#²",)}, "has a bad port"),
         ({"stubs": (f"x.{ZONE}=192.0.2.1",)}, "lies in a zone that is answered here"),
         ({"stubs": ("corp.example=10.96.0.10",)}, "is this DNS itself"),
         ({"policy": "best"}, "policy is 'best'; it must be one of sequential"),

@@ -38,7 +38,7 @@ class Chains:
             cidr
             for state in self.states.values()
             for cidr in _named(state, "filter", FILTER, "-d")
-            if cidr.partition("/")[2].isdigit() and cidr.partition("/")[2] not in ("32", "128")
+            if cidr.partition("/")[2].isdecimal() and cidr.partition("/")[2] not in ("32", "128")
         )
         return NodeInfo(name, addresses, pod_cidrs=pods, service_cidrs=services)
 

@@ -102,7 +102,7 @@ def _complaint(stderr: str, text: str) -> str:
     words = " ".join(line.strip() for line in stderr.splitlines() if line.strip() and not line.startswith("Try "))
     lines = text.splitlines()
     number = next(
-        (int(word) for word in words.replace(":", " ").split() if word.isdigit() and 0 < int(word) <= len(lines)), 0
+        (int(word) for word in words.replace(":", " ").split() if word.isdecimal() and 0 < int(word) <= len(lines)), 0
     )
     return f"{words or 'failed without a word'}" + (f" ({lines[number - 1]})" if number else "")
 

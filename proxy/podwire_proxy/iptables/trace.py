@@ -178,7 +178,7 @@ def _interface(wanted: str, found: str) -> bool:
 
 def _inside(cidr: str, ip: str) -> bool:
     network, _, mask = cidr.partition("/")
-    if mask.isdigit():
+    if mask.isdecimal():
         return covers((cidr,), ip)
     return all(a & m == b for a, m, b in zip(packed(ip), packed(mask), packed(network), strict=True))
 
