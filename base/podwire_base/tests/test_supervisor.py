@@ -112,7 +112,7 @@ def test_a_killed_role_comes_back_and_the_others_stay(start: Callable[..., Runni
     assert read_state(one.root / "state.json")["crashing"]["restarts"] >= 2
     assert "boom" in (one.root / "crashing.log").read_text()
     one.process.terminate()
-    assert one.process.wait(patient(10)) == 0
+    assert one.process.wait(patient(30)) == 0
     assert not any(alive(pid) for pid in (*one.started("steady"), *one.started("crashing")))
     assert read_state(one.root / "state.json") == {}
 
@@ -121,14 +121,14 @@ def test_it_ends_with_the_other_end_of_its_pipe(start: Callable[..., Running]) -
     one = start("steady", pipe=True)
     until(lambda: bool(one.started("steady")))
     os.close(one.writer)
-    assert one.process.wait(patient(10)) == 0 and not alive(one.started("steady")[0])
+    assert one.process.wait(patient(30)) == 0 and not alive(one.started("steady")[0])
 
 
 def test_a_role_that_ignores_sigterm_is_killed(start: Callable[..., Running]) -> None:
     one = start("stubborn")
     until(lambda: bool(one.started("stubborn")))
     one.process.terminate()
-    assert one.process.wait(patient(10)) == 0 and not alive(one.started("stubborn")[0])
+    assert one.process.wait(patient(30)) == 0 and not alive(one.started("stubborn")[0])
 
 
 def test_roles_end_when_the_supervisor_is_killed(start: Callable[..., Running]) -> None:
