@@ -23,7 +23,7 @@ from lab.dnstls import Authority, TlsUpstream
 from lab.dnsupstream import Upstream
 from lab.fakeapi import FakeApi
 from lab.netns import Lab, NetNS
-from lab.patience import patient
+from lab.patience import patient, wait_until
 from podwire_dns.sources import is_local
 
 FIRST, SECOND = "192.0.2.53", "198.18.0.53"
@@ -170,9 +170,10 @@ def test_tls_by_address_and_failover_to_the_next(outside: Outside) -> None:
     first.mode = "good"
     first.drop()
     counter = iter(range(60, 199))
-    eventually(
+    wait_until(  # there are 139 names to ask for
         lambda: bool(outside.address(f"n{next(counter)}.example.com.")) and "upstream answers again" in world.logs(),
         "the first one is asked again",
+        pause=0.2,
     )
 
 
@@ -284,8 +285,10 @@ def test_resolv_conf_is_the_default_upstream_and_is_followed(outside: Outside) -
     assert "n1.example.com." in first.asked
     resolv.write_text(f"nameserver {SECOND}\n")
     counter = iter(range(10, 199))
-    eventually(
-        lambda: bool(outside.address(f"n{next(counter)}.example.com.") and second.asked), "the new nameserver is asked"
+    wait_until(  # the file is looked at every 5 s; there are 189 names to ask for
+        lambda: bool(outside.address(f"n{next(counter)}.example.com.") and second.asked),
+        "the new nameserver is asked",
+        pause=0.2,
     )
     assert world.processes["server"].poll() is None
 
