@@ -29,6 +29,7 @@ from podwire.demo.lab import OUTSIDE_CLIENT, DemoLab, wait_for
 from podwire.demo.rows import Check
 from podwire_base.kernel.netns import call_in
 from podwire_base.kube.conditions import condition
+from podwire_base.kube.meta import Object
 
 PACKET_CHECKS: tuple[Check, ...] = (*checks_pods.CHECKS, *checks_services.CHECKS, *checks_dns.CHECKS)
 
@@ -170,6 +171,12 @@ def test_killed_pause_process_brings_the_pod_back(lab: DemoLab) -> None:
     pod = lab.pods("MyApp")[1]
     pause = pod.sandbox.process()
     assert pause is not None
+
+    def container() -> Object:
+        (found,) = lab.get("Pod", pod.name)["status"]["containerStatuses"]
+        return dict(found)
+
+    killed = container()["containerID"]
     os.kill(pause.pid, signal.SIGKILL)
 
     def replaced() -> bool:
@@ -193,6 +200,13 @@ def test_killed_pause_process_brings_the_pod_back(lab: DemoLab) -> None:
 
     wait_for(spread, 10)
 
+    def told() -> bool:
+        """the API has the status of the new container, and it is ready"""
+        now = container()
+        return bool(now["ready"]) and now["containerID"] != killed
+
+    wait_for(told, 20)
+
 
 def _pods_as_seen(lab: DemoLab) -> set[tuple[str, str, str]]:
     """(name, address, the time of the last change of Ready) of each ready pod. A pod that was unready once differs."""
@@ -205,8 +219,8 @@ def _pods_as_seen(lab: DemoLab) -> set[tuple[str, str, str]]:
 @pytest.mark.parametrize("role", ["wiring", "node", "dns-feeder", "dns", "proxy"])
 def test_a_killed_role_comes_back_and_traffic_does_not_notice(lab: DemoLab, role: str) -> None:
     client, address = lab.pods("client")[0], lab.cluster_ip("my-service")
-    names = [p.name for p in lab.pods("MyApp") + lab.pods("client")]
-    wait_for(lambda: all(condition(lab.get("Pod", n), "Ready").get("status") == "True" for n in names), 20)
+    lab.wait_pods("MyApp", 4)
+    lab.wait_pods("client", 3)
     before = _pods_as_seen(lab)
     with lab.hammer(client.netns, address, 80) as seen:
         lab.restart(client.node, role, signal.SIGKILL)

@@ -118,7 +118,8 @@ class Cache:
         """Evicts for a new answer: of the same key, of the same zone, and of a full cache. Only the writer calls it."""
         while self._expired:
             self._quotas.forget(*self._expired.popleft())
-        self._evict(key, groups)
+        if key in self.entries:
+            self._evict(key, groups)
         for zone in groups[1:]:
             oldest = self._quotas.oldest_above(zone, self.capacity // ZONE_SHARE)
             if oldest is not None:

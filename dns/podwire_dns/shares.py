@@ -10,7 +10,7 @@ and all hostNetwork pods of the node use them.
 from __future__ import annotations
 
 import ipaddress
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
@@ -88,11 +88,15 @@ class Turns(Generic[T]):
 class Quotas(Generic[K]):
     """The keys of a cache by group, oldest first. A key may be in several groups."""
 
-    _keys: dict[bytes, dict[K, None]] = field(default_factory=dict)
+    # An OrderedDict finds its oldest key at once. A dict walks over the places of all keys that left before it.
+    _keys: dict[bytes, OrderedDict[K, None]] = field(default_factory=dict)
 
     def add(self, key: K, groups: tuple[bytes, ...]) -> None:
         for group in groups:
-            self._keys.setdefault(group, {})[key] = None
+            keys = self._keys.get(group)
+            if keys is None:
+                keys = self._keys[group] = OrderedDict()
+            keys[key] = None
 
     def forget(self, key: K, groups: tuple[bytes, ...]) -> None:
         for group in groups:

@@ -72,21 +72,10 @@ def _roles(config: ClusterConfig) -> list[Role]:
     controllers = ControllersConfig(
         str(data / "controllers.kubeconfig"), config.cluster_cidr, load_balancer_pool=config.balancer_pool
     )
+    own = {"apiserver": partial(run_server, server), "controllers": partial(run_controllers, controllers)}
     rows = [
-        Role(
-            "apiserver",
-            partial(run_server, server),
-            log_dir / "apiserver.log",
-            title=("apiserver", config.name),
-            beat=beat.path_of(config.run_dir, "apiserver"),
-        ),
-        Role(
-            "controllers",
-            partial(run_controllers, controllers),
-            log_dir / "controllers.log",
-            title=("controllers", config.name),
-            beat=beat.path_of(config.run_dir, "controllers"),
-        ),
+        Role(name, run, log_dir / f"{name}.log", title=(name, config.name), beat=beat.path_of(config.run_dir, name))
+        for name, run in own.items()
     ]
     inside = (config.switch, *map(config.namespace, config.node_names()))
     no_pods = (f"/proc/{os.getpid()}/ns/net", *map(network.path_of, inside))

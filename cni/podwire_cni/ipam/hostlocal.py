@@ -23,8 +23,9 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from ..conf import NAME, ifname_is_good
-from ..types import Attachment, IPAddress, RangeSet
+from ..types import Attachment, RangeSet
 from .allocator import Allocator, Lease
+from .store import address_of
 
 ORIGIN = "host-local"
 SETTLED = 60.0  # seconds
@@ -68,7 +69,7 @@ def take_over(
         for gone in young.since.keys() - {file.name for file in again}:
             _settle(young, allocator, gone)
         for file in again or files:
-            if _address(file.name) is not None and file.is_file():  # not lock, last_reserved_ip.N
+            if address_of(file.name) is not None and file.is_file():  # not lock, last_reserved_ip.N
                 yield from _one(file, allocator, ranges, boot_id, since, young)
 
 
@@ -106,13 +107,6 @@ def _one(
 def _settle(young: Young, allocator: Allocator, name: str) -> None:
     young.since.pop(name, None)
     allocator.withheld.discard(ip_address(name))
-
-
-def _address(name: str) -> IPAddress | None:
-    try:
-        return ip_address(name)
-    except ValueError:
-        return None
 
 
 def _owner(file: Path) -> Attachment | None:

@@ -84,7 +84,7 @@ class DirStore:
             lease = _read(file)
             if lease is not None:
                 found.append(lease)
-            elif (address := _address(file.name)) is None or file.is_dir():
+            elif (address := address_of(file.name)) is None or file.is_dir():
                 log.warn("not a lease, ignored", file=str(file))
             else:
                 log.error("unreadable lease, its address is not given until its pod is gone", file=str(file))
@@ -139,7 +139,9 @@ class DirStore:
 
     def resting(self) -> Mapping[IPAddress, float]:
         files = [
-            (file, _address(file.name.removeprefix(REST))) for file in self.path.iterdir() if file.name.startswith(REST)
+            (file, address_of(file.name.removeprefix(REST)))
+            for file in self.path.iterdir()
+            if file.name.startswith(REST)
         ]
         found = sorted((file.stat().st_ctime, str(address), address) for file, address in files if address)
         return {address: at for at, _, address in found}
@@ -175,7 +177,8 @@ def _age(file: Path) -> int:
         return 0
 
 
-def _address(name: str) -> IPAddress | None:
+def address_of(name: str) -> IPAddress | None:
+    """Returns the address that names a lease's file; None for another name."""
     try:
         return ip_address(name)
     except ValueError:
