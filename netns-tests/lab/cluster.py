@@ -46,6 +46,7 @@ def cluster(
     bridge_nf: int = -1,
     outside: bool = False,
     proxy_backend: str = "nftables",
+    publish: tuple[str, ...] = (),
     watched: bool = False,
 ) -> Iterator[DemoLab]:
     """Yield a running cluster with a unique name and port, and with the demo's tools. outside: also make hosts outside
@@ -58,6 +59,7 @@ def cluster(
         bridge_nf=bridge_nf,
         upstream_dns=(UPSTREAM_DNS,) if outside else (),
         proxy_backend=proxy_backend,
+        publish=publish,
     )
     process: subprocess.Popen[bytes] | None = None
     tool, tool_name = find_tool()

@@ -24,7 +24,8 @@ class ClusterConfig:
     """load_balancer_pool: CIDRs or ranges for Services of type LoadBalancer; None: 32 addresses of the node network.
     upstream_dns: DNS servers that the nodes can reach, as "IP" or "IP#port". bridge_nf: the nodes' value of
     net.bridge.bridge-nf-call-iptables; -1 keeps the kernel's value. proxy_backend: the backend that writes the Service
-    rules, one of the proxy's backends.choices().
+    rules, one of the proxy's backends.choices(). publish: Services at ports of this machine, as words of `podwire
+    publish`. internet: pods reach the world outside through slirp4netns; host_access: and this machine's addresses.
     """
 
     name: str = "podwire"
@@ -38,6 +39,9 @@ class ClusterConfig:
     bridge_nf: int = -1
     load_balancer_pool: tuple[str, ...] | None = None
     proxy_backend: str = "nftables"
+    publish: tuple[str, ...] = ()
+    internet: bool = False
+    host_access: bool = False
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z][a-z0-9-]{0,30}", self.name):
@@ -155,6 +159,7 @@ def parse(text: str) -> ClusterConfig | None:
             **{
                 **found,
                 "upstream_dns": tuple(found["upstream_dns"]),
+                "publish": tuple(found.get("publish") or ()),
                 "load_balancer_pool": (
                     None if found.get("load_balancer_pool") is None else tuple(found["load_balancer_pool"])
                 ),

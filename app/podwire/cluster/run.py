@@ -22,7 +22,7 @@ from podwire_controlplane.server.main import run as run_server
 from podwire_proxy import backends
 
 from .. import agent
-from . import network
+from . import network, publisher
 from .config import MARKER, ClusterConfig
 from .teardown import teardown
 
@@ -72,7 +72,11 @@ def _roles(config: ClusterConfig) -> list[Role]:
     controllers = ControllersConfig(
         str(data / "controllers.kubeconfig"), config.cluster_cidr, load_balancer_pool=config.balancer_pool
     )
-    own = {"apiserver": partial(run_server, server), "controllers": partial(run_controllers, controllers)}
+    own = {
+        "apiserver": partial(run_server, server),
+        "controllers": partial(run_controllers, controllers),
+        "publisher": partial(publisher.run, config),
+    }
     rows = [
         Role(name, run, log_dir / f"{name}.log", title=(name, config.name), beat=beat.path_of(config.run_dir, name))
         for name, run in own.items()

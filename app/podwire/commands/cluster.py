@@ -12,10 +12,12 @@ import click
 from podwire_base.role import watching
 from podwire_proxy import backends
 
+from ..cluster import publisher
 from ..cluster.config import BadConfig, ClusterConfig
 from ..cluster.lifecycle import UpFailed, down_command
 from ..cluster.lifecycle import down as take_down
 from ..cluster.lifecycle import up as bring_up
+from ..cluster.publications import WORDS, BadPublication, parse
 from ..cluster.record import load
 from .common import Failed, err, out
 
@@ -80,6 +82,12 @@ def _pool(found: tuple[str, ...]) -> tuple[str, ...] | None:
     "no pool.  [default: 172.30.0.192/27]",
 )
 @click.option(
+    "--publish",
+    multiple=True,
+    metavar=WORDS,
+    help="Publish a Service at a port of this machine, as `podwire publish` does; it may be made later; repeatable.",
+)
+@click.option(
     "--watchdog/--no-watchdog",
     default=True,
     show_default=True,
@@ -93,12 +101,15 @@ def up(
     upstream_dns: tuple[str, ...],
     bridge_nf: str | None,
     load_balancer_pool: tuple[str, ...],
+    publish: tuple[str, ...],
     watchdog: bool,
     proxy_backend: str,
 ) -> None:
     """Start a cluster on this machine: every node is a network namespace. The machine's own network is not touched."""
     begin = time.monotonic()
     try:
+        publications = [parse(text) for text in publish]
+        publisher.check_free(publications)
         config = ClusterConfig(
             name=name,
             nodes=nodes,
@@ -107,17 +118,21 @@ def up(
             bridge_nf=int(bridge_nf or -1),
             load_balancer_pool=_pool(load_balancer_pool),
             proxy_backend=proxy_backend,
+            publish=tuple(str(one) for one in publications),
         )
         interruptible()
         if not watchdog:
             os.environ[watching.VARIABLE] = "0"
         bring_up(config, lambda text: err.print(f"  {text}", style="dim"))
-    except (BadConfig, UpFailed) as error:
+    except (BadConfig, BadPublication, publisher.CannotPublish, UpFailed) as error:
         raise Failed(str(error)) from error
     except KeyboardInterrupt:
         raise Failed("interrupted; taking everything down again") from None
     out.print(f"cluster [bold]{name}[/bold] with {nodes} nodes is ready after {time.monotonic() - begin:.1f} s")
     out.print(f"  export KUBECONFIG={config.kubeconfig}", soft_wrap=True)
+    if publications:
+        for row in publisher.ask(config, "list", []):
+            out.print(f"  published: {row['place']} -> {row['service']}:{row['servicePort']}", soft_wrap=True)
     out.print(
         "  try: podwire apply -f examples/; podwire status; podwire get pods -o wide; "
         f"{down_command(config).strip('`')}",
