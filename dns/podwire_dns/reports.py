@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import resource
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from podwire_base.role import process, web
 from podwire_base.role.metrics import CONTENT_TYPE
 from podwire_base.role.status import RoleStatus
+from podwire_base.version import VERSION
 
 from . import metrics_page
 from .config import DnsConfig
@@ -19,11 +19,6 @@ from .healing import NodeState
 
 if TYPE_CHECKING:
     from .server import Server
-
-try:
-    VERSION = version("podwire")
-except PackageNotFoundError:  # run from a source tree
-    VERSION = "unknown"
 
 
 def pages(server: Server, config: DnsConfig) -> Iterator[tuple[str, dict[str, web.Page]]]:

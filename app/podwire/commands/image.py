@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from pathlib import Path
 
 import click
+
+from podwire_base.version import VERSION
 
 from ..deploy import image as builder
 from .common import Failed
@@ -34,7 +35,7 @@ def image(output: Path, name: str | None, wheel: Path | None, suite: str | None)
     try:
         builder.build(
             output,
-            name or f"podwire.io/podwire:{version('podwire')}",
+            name or f"podwire.io/podwire:{VERSION}",
             wheel=wheel,
             checkout=Path.cwd(),
             suite=suite,

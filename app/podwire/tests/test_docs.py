@@ -16,6 +16,7 @@ from click.testing import CliRunner
 
 from podwire.main import cli
 from podwire_base.role.metrics import Histogram
+from podwire_base.version import VERSION
 from podwire_dns import metrics_page
 from podwire_dns.cache import Cache
 from podwire_dns.feed import ApiCalls
@@ -197,12 +198,12 @@ def test_every_yes_of_the_feature_table_names_a_test() -> None:
 
 
 def test_every_place_says_the_same_version() -> None:
-    """pyproject.toml, the newest version of CHANGELOG.md, `podwire-pause --version`; test_deploy.py has the images."""
+    """pyproject.toml, the newest version of CHANGELOG.md, VERSION, the pause program; test_deploy.py has the images."""
     version = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.M)
     assert version
     newest = re.findall(r"^## \[(\d[^]]*)\] - \d{4}-\d\d-\d\d$", (ROOT / "CHANGELOG.md").read_text(), re.M)[0]
     pause = re.findall(r'"podwire-pause (.+)"', (ROOT / "cni/podwire_cni/native/pause.c").read_text())
-    assert (newest, pause) == (version[1], [version[1]])
+    assert (newest, VERSION, pause) == (version[1], version[1], [version[1]])
 
 
 def test_the_changelog_has_the_form_it_names() -> None:

@@ -9,10 +9,10 @@ agent would misread raises LAYOUT.
 from __future__ import annotations
 
 import json
-from importlib import metadata
 from pathlib import Path
 
 from ..kube.errors import ConfigError
+from ..version import VERSION
 from . import files
 
 LAYOUT = 1
@@ -21,13 +21,6 @@ FILE = "layout.json"
 
 class NewerLayout(ConfigError):
     """A later version of podwire wrote the node's state."""
-
-
-def _version() -> str:
-    try:
-        return metadata.version("podwire")
-    except metadata.PackageNotFoundError:
-        return "unknown"
 
 
 def read(run_dir: Path) -> tuple[int, str]:
@@ -53,7 +46,7 @@ def check(run_dir: Path) -> None:
     if layout > LAYOUT:
         raise NewerLayout(
             f"{run_dir / FILE}: podwire {version or 'of a later version'} wrote this node's state with layout {layout},"
-            f" and podwire {_version()} knows layouts up to {LAYOUT}: start that version or a later one, or run its "
+            f" and podwire {VERSION} knows layouts up to {LAYOUT}: start that version or a later one, or run its "
             "`podwire cleanup --for-downgrade` first"
         )
 
@@ -61,8 +54,8 @@ def check(run_dir: Path) -> None:
 def claim(run_dir: Path) -> None:
     """Check the layout, and write that of this version. Raises NewerLayout, ConfigError and OSError."""
     check(run_dir)
-    if read(run_dir) != (LAYOUT, _version()):
-        files.write(run_dir / FILE, json.dumps({"layout": LAYOUT, "version": _version()}) + "\n")
+    if read(run_dir) != (LAYOUT, VERSION):
+        files.write(run_dir / FILE, json.dumps({"layout": LAYOUT, "version": VERSION}) + "\n")
 
 
 def forget(run_dir: Path) -> bool:
