@@ -390,7 +390,7 @@ class Soak:
         """Cut the node's link for six seconds, or in a long soak until the cluster has removed the node's pods."""
         away = GRACE + 20 if self.seconds >= 300 else 6.0
         self._say(f"{node} is cut off for {away:.0f} s")
-        where = self.lab.config.namespace(node)
+        where = self.lab.config.netns(node)
         began = time.monotonic()
 
         def wire(state: str) -> None:

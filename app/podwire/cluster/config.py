@@ -12,6 +12,8 @@ from pathlib import Path
 from podwire_base.kube.loadbalancer import parse as parse_pools
 
 BASE = Path("/run/podwire")
+NETNS = Path("/run/netns")
+LAYOUT = 2  # of the run directory; 1: namespaces are mounts in /run/netns (podwire 0.2.0)
 MARKER = "PODWIRE_CLUSTER"  # environment variable of every process of a cluster; `down` finds the processes by it
 
 
@@ -26,6 +28,7 @@ class ClusterConfig:
     net.bridge.bridge-nf-call-iptables; -1 keeps the kernel's value. proxy_backend: the backend that writes the Service
     rules, one of the proxy's backends.choices(). publish: Services at ports of this machine, as words of `podwire
     publish`. internet: pods reach the world outside through slirp4netns; host_access: and this machine's addresses.
+    layout: of the run directory.
     """
 
     name: str = "podwire"
@@ -42,6 +45,7 @@ class ClusterConfig:
     publish: tuple[str, ...] = ()
     internet: bool = False
     host_access: bool = False
+    layout: int = LAYOUT
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z][a-z0-9-]{0,30}", self.name):
@@ -93,17 +97,20 @@ class ClusterConfig:
     def kubeconfig(self) -> Path:
         return self.run_dir / "kubeconfig"
 
-    @property
-    def switch(self) -> str:
-        """The name of the network namespace with the switch that connects the nodes."""
-        return f"{self.name}-switch"
-
     def node_names(self) -> list[str]:
         return [f"node{n}" for n in range(1, self.nodes + 1)]
 
     def namespace(self, node: str) -> str:
         """Return the name of the network namespace of a node or of a host outside the cluster."""
         return f"{self.name}-{node}"
+
+    def netns(self, node: str) -> Path:
+        """Return the file that keeps the network namespace of a node, a host or the switch ("switch")."""
+        return (self.ns_dir if self.layout > 1 else NETNS) / self.namespace(node)
+
+    @property
+    def ns_dir(self) -> Path:
+        return self.run_dir / "ns"
 
     def node_dir(self, node: str) -> Path:
         return self.run_dir / "nodes" / node
@@ -157,6 +164,7 @@ def parse(text: str) -> ClusterConfig | None:
         found = json.loads(text)
         return ClusterConfig(
             **{
+                "layout": 1,
                 **found,
                 "upstream_dns": tuple(found["upstream_dns"]),
                 "publish": tuple(found.get("publish") or ()),

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
+import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +27,7 @@ from .teardown import stop_supervisor, teardown
 
 Say = Callable[[str], None]
 WAIT_SECONDS = 60.0
+DOWN_SECONDS = 15.0  # that `down` waits for another one; then it works beside it
 
 
 class UpFailed(Exception):
@@ -53,6 +56,41 @@ def down_command(config: ClusterConfig) -> str:
     return "`podwire down" + (f" --name {config.name}" if config.name != ClusterConfig.name else "") + "`"
 
 
+@contextlib.contextmanager
+def alone(config: ClusterConfig, seconds: float) -> Iterator[None]:
+    """Wait up to `seconds` for other commands that start or remove this cluster, then hold them off. The lock is on the
+    run directory itself: no file of it stays, and a full disk does not matter. Without a run directory there is nothing
+    to hold.
+    """
+    fd = _locked(config.run_dir, time.monotonic() + seconds)
+    try:
+        yield
+    finally:
+        if fd >= 0:
+            os.close(fd)
+
+
+def _locked(run_dir: Path, end: float) -> int:
+    """Return the descriptor that holds the lock, -1 if there is no directory or another command is still at work."""
+    while True:
+        try:
+            fd = os.open(run_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            return -1
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if run_dir.stat().st_ino == os.fstat(fd).st_ino:
+                return fd  # and not the lock of a directory that was removed meanwhile
+        except BlockingIOError:
+            if time.monotonic() > end:
+                os.close(fd)
+                return -1
+            time.sleep(0.02)
+        except OSError:
+            pass
+        os.close(fd)
+
+
 def start(config: ClusterConfig, *, until_eof: bool = False) -> subprocess.Popen[bytes]:
     """Start the cluster's process in the background. With `until_eof`, this process ends when its stdin pipe closes,
     which also happens if the caller crashes. Raises UpFailed.
@@ -74,7 +112,7 @@ def start(config: ClusterConfig, *, until_eof: bool = False) -> subprocess.Popen
     with (config.run_dir / "log" / "cluster.log").open("ab") as log:
         environment = {**os.environ, "PODWIRE_CLUSTER": str(config.run_dir)}
         command = [sys.executable, "-m", "podwire.cluster.run", config.name]
-        return subprocess.Popen(
+        process = subprocess.Popen(
             command + (["--until-eof"] if until_eof else []),
             env=environment,
             start_new_session=True,
@@ -82,6 +120,8 @@ def start(config: ClusterConfig, *, until_eof: bool = False) -> subprocess.Popen
             stdout=log,
             stderr=log,
         )
+    (config.run_dir / "process.json").write_text(json.dumps({"pid": process.pid}))
+    return process
 
 
 def _make(run_dir: Path) -> None:
@@ -157,10 +197,13 @@ def up(config: ClusterConfig, say: Say = lambda _: None, *, until_eof: bool = Fa
     return process
 
 
-def down(config: ClusterConfig, say: Say = lambda _: None) -> None:
-    """Stop and remove a cluster. A cluster that does not exist is not an error."""
-    stop_supervisor(config)
-    teardown(config, say)
+def down(config: ClusterConfig, say: Say = lambda _: None) -> list[str]:
+    """Stop and remove a cluster in any state. A cluster that does not exist is not an error. Returns what stays: one
+    line for each thing, with the reason and the command that removes it.
+    """
+    with alone(config, DOWN_SECONDS):
+        stop_supervisor(config)
+        return teardown(config, say)
 
 
 def clusters() -> list[ClusterConfig]:

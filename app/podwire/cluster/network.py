@@ -1,15 +1,14 @@
 """The embedded cluster's links: named network namespaces, a switch, nodes and hosts outside the cluster. This module
 uses pyroute2, only for the set-up.
 
-The run directory records the name of each namespace before the namespace is created. So `podwire down` finds every
-namespace, even after a crash of `podwire up`. The machine's own namespace stays unchanged: every link is created inside
-a namespace of the cluster.
+The run directory has a file for each namespace before the namespace is created (mounts.py). So `podwire down` finds
+every namespace, even after a crash of `podwire up`. A symbolic link in /run/netns leads to the file, so
+`ip netns list`, `exec` and `del` know the namespace. The machine's own namespace stays unchanged: every link is created
+inside a namespace of the cluster.
 """
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -17,60 +16,66 @@ from typing import TYPE_CHECKING, TypeVar
 
 from podwire_base.kernel.netns import CLONE_NEWNET, call_in, in_thread, unshare
 
-from .config import ClusterConfig
+from . import mounts
+from .config import BASE, NETNS, ClusterConfig
 
 if TYPE_CHECKING:
     from pyroute2 import IPRoute
 
 T = TypeVar("T")
-NETNS = Path("/run/netns")
-MS_BIND, MNT_DETACH = 4096, 2
 BRIDGE = "sw0"
-_libc = ctypes.CDLL(None, use_errno=True)
+SWITCH = "switch"  # the namespace with the switch that connects the nodes; names of nodes end in a digit
 
 
-def path_of(namespace: str) -> str:
-    return str(NETNS / namespace)
+class NameTaken(Exception):
+    """A network namespace of another program has the name. The message says what to do."""
 
 
-def create(config: ClusterConfig, namespace: str) -> None:
-    """Create a named namespace that `ip netns` shows. This function makes the bind mount itself, because `ip netns add`
-    leaves another mount behind.
-    """
-    with (config.run_dir / "netns").open("a") as file:
-        file.write(namespace + "\n")
-    target = NETNS / namespace
-    while not target.exists():
-        NETNS.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(FileNotFoundError):  # another cluster's teardown removed the empty directory
-            target.touch()
+def create(config: ClusterConfig, name: str) -> None:
+    """Create the namespace of a node, a host or the switch, with lo up. Raises OSError and NameTaken."""
+    mounts.hold(config.ns_dir)
+    target = config.netns(name)
 
     def work() -> None:
         unshare(CLONE_NEWNET)
-        if _libc.mount(b"/proc/thread-self/ns/net", str(target).encode(), b"none", MS_BIND, None):
-            raise OSError(ctypes.get_errno(), f"mount {target}: {os.strerror(ctypes.get_errno())}")
+        mounts.pin(target)
 
+    link(target)
     in_thread(work)
-    netlink(namespace, lambda ipr: ipr.link("set", index=1, state="up"))
+    netlink(target, lambda ipr: ipr.link("set", index=1, state="up"))
 
 
-def delete(namespace: str) -> bool:
-    """Unmount and unlink the namespace. The kernel then deletes the links in it. Returns False if the namespace does
-    not exist.
+def link(target: Path) -> None:
+    """Make the symbolic link in /run/netns that gives `target` its name for `ip netns`. Raises OSError and
+    NameTaken.
     """
-    target = NETNS / namespace
-    while _libc.umount2(str(target).encode(), MNT_DETACH) == 0:
-        pass
-    try:
-        target.unlink()
-    except FileNotFoundError:
-        return False
-    return True
+    name = NETNS / target.name
+    while True:
+        try:
+            NETNS.mkdir(parents=True, exist_ok=True)
+            return name.symlink_to(target)
+        except FileNotFoundError:
+            continue  # another cluster's teardown removed the empty directory
+        except FileExistsError:
+            if name.is_symlink() and name.readlink().is_relative_to(BASE):
+                name.unlink(missing_ok=True)  # of a run that was not taken down
+            elif name.is_symlink() or mounts.points(str(name)):
+                raise NameTaken(
+                    f"{name} is a network namespace of another program: `ip netns del {name.name}`, or choose another "
+                    "--name"
+                ) from None
+            else:
+                name.unlink(missing_ok=True)  # an empty file, whose namespace is gone
 
 
-def netlink(namespace: str, work: Callable[[IPRoute], T]) -> T:
-    """Run `work` with a pyroute2 socket of `namespace`. A socket belongs to the namespace of the thread that opens it,
-    so a thread in `namespace` opens it.
+def exists(target: Path) -> bool:
+    """Whether the file still is a network namespace. `ip netns del` and umount leave an empty file."""
+    return str(target) in mounts.points(str(target))
+
+
+def netlink(netns: Path, work: Callable[[IPRoute], T]) -> T:
+    """Run `work` with a pyroute2 socket of the namespace at `netns`. A socket belongs to the namespace of the thread
+    that opens it, so a thread in the namespace opens it.
     """
     from pyroute2 import IPRoute
 
@@ -78,10 +83,10 @@ def netlink(namespace: str, work: Callable[[IPRoute], T]) -> T:
         with IPRoute() as ipr:
             return work(ipr)
 
-    return call_in(path_of(namespace), body)
+    return call_in(str(netns), body)
 
 
-def sysctl(namespace: str, settings: dict[str, str]) -> None:
+def sysctl(netns: Path, settings: dict[str, str]) -> None:
     """Write sysctls inside the namespace. settings: key -> value. Skip a key that this kernel does not have."""
 
     def work() -> None:
@@ -90,13 +95,13 @@ def sysctl(namespace: str, settings: dict[str, str]) -> None:
             if path.exists():
                 path.write_text(value)
 
-    call_in(path_of(namespace), work)
+    call_in(str(netns), work)
 
 
 def make_switch(config: ClusterConfig) -> None:
-    create(config, config.switch)
+    create(config, SWITCH)
     sysctl(
-        config.switch,
+        config.netns(SWITCH),
         {
             "net.ipv4.ip_forward": "1",
             "net.ipv4.conf.all.send_redirects": "0",
@@ -111,16 +116,16 @@ def make_switch(config: ClusterConfig) -> None:
         ipr.addr("add", index=index, address=config.gateway, prefixlen=config.node_prefix)
         ipr.link("set", index=index, state="up")
 
-    netlink(config.switch, work)
+    netlink(config.netns(SWITCH), work)
 
 
 def _join(
-    config: ClusterConfig, namespace: str, port: str, address: str, prefix: int, gateway: str, *, bridged: bool
+    config: ClusterConfig, name: str, port: str, address: str, prefix: int, gateway: str, *, bridged: bool
 ) -> None:
-    """Connect `namespace` to the switch by a veth pair: eth0 in the namespace and `port` on the switch. Set the address
+    """Connect a namespace to the switch by a veth pair: eth0 in the namespace and `port` on the switch. Set the address
     and the default route of eth0.
     """
-    peer = os.open(path_of(namespace), os.O_RDONLY | os.O_CLOEXEC)
+    peer = os.open(config.netns(name), os.O_RDONLY | os.O_CLOEXEC)
     try:
 
         def here(ipr: IPRoute) -> None:
@@ -132,7 +137,7 @@ def _join(
                 ipr.addr("add", index=index, address=gateway, prefixlen=prefix)
             ipr.link("set", index=index, state="up")
 
-        netlink(config.switch, here)
+        netlink(config.netns(SWITCH), here)
     finally:
         os.close(peer)
 
@@ -142,22 +147,19 @@ def _join(
         ipr.link("set", index=index, state="up")
         ipr.route("add", dst="default", gateway=gateway)
 
-    netlink(namespace, there)
+    netlink(config.netns(name), there)
 
 
 def make_node(config: ClusterConfig, node: str) -> None:
-    namespace = config.namespace(node)
-    create(config, namespace)
-    _join(config, namespace, node, config.node_address(node), config.node_prefix, config.gateway, bridged=True)
+    create(config, node)
+    _join(config, node, node, config.node_address(node), config.node_prefix, config.gateway, bridged=True)
     settings = {"net.ipv4.ip_forward": "1"}
     if config.bridge_nf >= 0:
         settings["net.bridge.bridge-nf-call-iptables"] = str(config.bridge_nf)
-    sysctl(namespace, settings)
+    sysctl(config.netns(node), settings)
 
 
-def make_outside(config: ClusterConfig, host: str, address: str, gateway: str, prefix: int = 24) -> str:
-    """Create a host outside the cluster and return the name of its namespace. The switch is the host's router."""
-    namespace = config.namespace(host)
-    create(config, namespace)
-    _join(config, namespace, host[:15], address, prefix, gateway, bridged=False)
-    return namespace
+def make_outside(config: ClusterConfig, host: str, address: str, gateway: str, prefix: int = 24) -> None:
+    """Create a host outside the cluster. The switch is the host's router."""
+    create(config, host)
+    _join(config, host, host[:15], address, prefix, gateway, bridged=False)

@@ -27,7 +27,7 @@ from podwire_base.kube.client.informer import Informer
 from podwire_base.role import beat, files, logs
 from podwire_base.role.run import main, stop_event, until_stopped
 
-from . import network, relay
+from . import relay
 from .config import ClusterConfig
 from .publications import BadPublication, Place, Publication, Target, parse, parse_place, slices_of, target
 
@@ -144,7 +144,7 @@ class Publisher:
     async def _connect(self, node: str, found: Target, datagrams: bool) -> socket.socket:
         family = socket.AF_INET6 if ":" in found.address else socket.AF_INET
         kind = socket.SOCK_DGRAM if datagrams else socket.SOCK_STREAM
-        where = network.path_of(self.config.namespace(node))
+        where = str(self.config.netns(node))
         sock = call_in(where, lambda: socket.socket(family, kind | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK))
         try:
             wait = asyncio.get_running_loop().sock_connect(sock, (found.address, found.port))

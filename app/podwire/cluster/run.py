@@ -64,7 +64,7 @@ def _roles(config: ClusterConfig) -> list[Role]:
     data, log_dir = config.run_dir / "api", config.run_dir / "log"
     server = ServerConfig(
         data,
-        (("127.0.0.1", config.api_port, ""), (config.gateway, 6443, network.path_of(config.switch))),
+        (("127.0.0.1", config.api_port, ""), (config.gateway, 6443, str(config.netns(network.SWITCH)))),
         (config.gateway, 6443),
         config.service_cidr,
         dns=(config.dns_address, config.cluster_domain),
@@ -81,8 +81,8 @@ def _roles(config: ClusterConfig) -> list[Role]:
         Role(name, run, log_dir / f"{name}.log", title=(name, config.name), beat=beat.path_of(config.run_dir, name))
         for name, run in own.items()
     ]
-    inside = (config.switch, *map(config.namespace, config.node_names()))
-    no_pods = (f"/proc/{os.getpid()}/ns/net", *map(network.path_of, inside))
+    inside = (network.SWITCH, *config.node_names())
+    no_pods = (f"/proc/{os.getpid()}/ns/net", *(str(config.netns(name)) for name in inside))
     for node in config.node_names():
         spec = agent.AgentConfig(
             node,
@@ -103,7 +103,7 @@ def _roles(config: ClusterConfig) -> list[Role]:
                 node,
                 partial(agent.run, spec),
                 log_dir / f"{node}.log",
-                network.path_of(config.namespace(node)),
+                str(config.netns(node)),
                 ("agent", node),
                 beat=beat.path_of(config.run_dir, node),
             )

@@ -1,22 +1,27 @@
-"""Removes a cluster in any state: processes, namespaces, files. The removal is idempotent."""
+"""Removes a cluster in any state: processes, namespaces, files. The removal is idempotent. It goes on after every error
+and returns what stays.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
-import shutil
+import re
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from podwire_base.kernel.netns import call_in
 from podwire_node.runtime import running
 
-from . import network
-from .config import BASE, MARKER, ClusterConfig
+from . import mounts, network
+from .config import BASE, MARKER, NETNS, ClusterConfig
 
 _STOP_SECONDS = 8.0
+_KILL_SECONDS = 2.0
 
 
 def _processes(config: ClusterConfig) -> Iterator[int]:
@@ -34,41 +39,93 @@ def _processes(config: ClusterConfig) -> Iterator[int]:
             continue
 
 
+def supervisor(config: ClusterConfig) -> int:
+    """Return the pid of the process behind `podwire up`, 0 if it does not run."""
+    for name in ("process.json", "supervisor.json"):  # the first one is written at the start, the second one later
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            pid = int(json.loads((config.run_dir / name).read_text())["pid"])
+            if running(pid) and pid in _processes(config):
+                return pid
+    return 0
+
+
 def stop_supervisor(config: ClusterConfig) -> None:
     """Send SIGTERM to the process behind `podwire up` and wait for its end. This process removes the cluster."""
-    try:
-        pid = int(json.loads((config.run_dir / "supervisor.json").read_text())["pid"])
-    except (OSError, ValueError, KeyError):
-        return
-    if pid == os.getpid() or pid not in _processes(config):
+    pid = supervisor(config)
+    if pid in (0, os.getpid()):
         return
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGTERM)
+        os.kill(pid, signal.SIGCONT)  # a stopped process does not see SIGTERM
     end = time.monotonic() + _STOP_SECONDS
     while running(pid) and time.monotonic() < end:
         time.sleep(0.02)
 
 
-def teardown(config: ClusterConfig, say: Callable[[str], None] = lambda _: None) -> None:
-    """Kill the cluster's remaining processes, delete its namespaces, and remove its files."""
-    ancestors = _ancestors()
-    for _ in range(100):
-        left = [pid for pid in _processes(config) if pid not in ancestors]
-        if not left:
-            break
+def teardown(config: ClusterConfig, say: Callable[[str], None] = lambda _: None) -> list[str]:
+    """Kill the cluster's remaining processes, delete its namespaces, and remove its files. Returns what stays: one line
+    for each thing, with the reason and the command that removes it.
+    """
+    inside = _inside(config)
+    stays = _kill(config)
+    names = _recorded(config)
+
+    def ours(entry: Path) -> bool:
+        try:
+            if entry.is_symlink():
+                return entry.readlink().is_relative_to(config.run_dir)
+            return entry.name in names or (not names and _was_ours(config, entry, inside))
+        except OSError:
+            return False
+
+    stays += mounts.remove(config.run_dir, NETNS, ours, say)
+    mounts.empty((NETNS, BASE))  # `ip netns` creates the first one again when needed
+    return stays
+
+
+def _kill(config: ClusterConfig) -> list[str]:
+    """Kill every process of the cluster, and return those that do not end."""
+    ancestors, end = _ancestors(), time.monotonic() + _KILL_SECONDS
+    while left := [pid for pid in _processes(config) if pid not in ancestors]:
+        if time.monotonic() > end:
+            return [f"process {pid}, which does not end: `kill -9 {pid}`" for pid in left]
         for pid in left:
-            with contextlib.suppress(ProcessLookupError):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.02)
-    with contextlib.suppress(FileNotFoundError):
-        for namespace in dict.fromkeys((config.run_dir / "netns").read_text().split()):
-            if network.delete(namespace):
-                say(f"namespace {namespace}")
+    return []
+
+
+# ---- clusters of podwire 0.2.0, whose namespaces are mounts in /run/netns
+
+
+def _recorded(config: ClusterConfig) -> set[str]:
+    try:
+        return set((config.run_dir / "netns").read_text().split())
+    except (OSError, UnicodeDecodeError):
+        return set()
+
+
+def _was_ours(config: ClusterConfig, entry: Path, inside: set[int]) -> bool:
+    """Whether an entry of /run/netns is the cluster's, if the record is lost: one of its processes is in the namespace,
+    or the namespace has the switch.
+    """
+    if entry.name == f"{config.name}-{network.SWITCH}":
+        return network.BRIDGE in call_in(str(entry), lambda: [name for _, name in socket.if_nameindex()])
+    return bool(re.fullmatch(re.escape(config.name) + r"-(node\d+|outside|dns)", entry.name)) and (
+        entry.stat().st_ino in inside
+    )
+
+
+def _inside(config: ClusterConfig) -> set[int]:
+    """Return the inode numbers of the network namespaces of the cluster's processes, without the machine's own."""
+    found = set()
+    for pid in _processes(config):
+        with contextlib.suppress(OSError):
+            found.add(os.stat(f"/proc/{pid}/ns/net").st_ino)
     with contextlib.suppress(OSError):
-        network.NETNS.rmdir()  # only if it is empty; `ip netns` creates it again when needed
-    shutil.rmtree(config.run_dir, ignore_errors=True)
-    with contextlib.suppress(OSError):
-        BASE.rmdir()
+        found.discard(os.stat("/proc/self/ns/net").st_ino)
+    return found
 
 
 def _ancestors() -> set[int]:

@@ -150,7 +150,12 @@ def down(name: str) -> None:
         raise Failed(str(error)) from error
     if os.geteuid() and config.run_dir.exists():
         raise Failed("podwire down needs root: the cluster is root's")
-    take_down(config, lambda text: err.print(f"  removed {text}", style="dim"))
+    if stays := take_down(config, lambda text: err.print(f"  removed {text}", style="dim")):
+        raise Failed(
+            "\n  ".join(
+                [f"cluster {name} is down, but these things stay, each with the command that removes it:", *stays]
+            )
+        )
     out.print(f"cluster [bold]{name}[/bold] is down")
 
 

@@ -27,7 +27,6 @@ from podwire_proxy.hostfacts import leftovers
 from podwire_proxy.model import PROTOCOLS, NodeInfo, normal_ip
 from podwire_proxy.verdict import Kind
 
-from ..cluster import network
 from ..cluster.record import load
 from ..downgrade import AgentRuns, downgrade
 from .common import Failed, find_kubeconfig, kubeconfig_option, with_api
@@ -78,7 +77,7 @@ def _node(cluster: str | None, name: str) -> Place:
         raise Failed(f"no cluster {cluster!r} on this machine; leave --node out for this machine itself")
     if name not in found.node_names():
         raise Failed(f"cluster {cluster!r} has no node {name!r}; its nodes are {', '.join(found.node_names())}")
-    return Place(network.path_of(found.namespace(name)), name)
+    return Place(str(found.netns(name)), name)
 
 
 def _place(cluster: str | None, node: str | None, netns: str | None) -> Place:

@@ -18,7 +18,6 @@ from podwire_node.podworker import enter_command
 from podwire_node.runtime import Container, Sandbox, read
 
 from ..cluster.config import BASE
-from ..cluster.network import path_of
 from ..cluster.record import load
 from .common import Failed, find_kubeconfig
 
@@ -95,7 +94,7 @@ def node(node: str, command: tuple[str, ...], cluster: str | None) -> None:
     words = command[1:] if command[:1] == ("--",) else command
     argv = [
         "nsenter",
-        f"--net={path_of(config.namespace(node))}",
+        f"--net={config.netns(node)}",
         "--",
         *(words or (os.environ.get("SHELL", "/bin/sh"),)),
     ]

@@ -210,10 +210,10 @@ class DemoLab:
     # ---- places
 
     def node_netns(self, node: str) -> str:
-        return network.path_of(self.config.namespace(node))
+        return str(self.config.netns(node))
 
     def outside(self, host: str) -> str:
-        return network.path_of(self.config.namespace(host))
+        return str(self.config.netns(host))
 
     # ---- traffic
 

@@ -88,7 +88,7 @@ class Demo:
         path = Path("/proc/sys/net/bridge/bridge-nf-call-iptables")
         found = call_in(self.lab.node_netns("node1"), path.exists)
         for node in self.config.node_names() if found else ():
-            network.sysctl(self.config.namespace(node), {"net.bridge.bridge-nf-call-iptables": str(value)})
+            network.sysctl(self.config.netns(node), {"net.bridge.bridge-nf-call-iptables": str(value)})
         return found
 
     def _one(self, check: Check, setting: int, number: int) -> None:

@@ -109,5 +109,5 @@ def test_up_knows_the_proxys_backends() -> None:
 def test_nodes_take_neither_the_machine_nor_each_other_for_a_pod() -> None:
     made = ClusterConfig(name="c", nodes=2)
     specs = [role.run.args[0] for role in run._roles(made) if role.title[0] == "agent"]  # type: ignore[attr-defined]  # partials
-    inside = [network.path_of(name) for name in (made.switch, *map(made.namespace, made.node_names()))]
+    inside = [str(made.netns(name)) for name in (network.SWITCH, *made.node_names())]
     assert [spec.no_pods for spec in specs] == [(f"/proc/{os.getpid()}/ns/net", *inside)] * 2

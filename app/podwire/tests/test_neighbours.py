@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from podwire.cluster import lifecycle, network
-from podwire.cluster.config import ClusterConfig
+from podwire.cluster.network import NameTaken
 
 
 @pytest.fixture
@@ -35,11 +35,23 @@ def test_the_folder_of_run_directories(tmp_path: Path, removed: list[Path]) -> N
         lifecycle._make(tmp_path / "shared" / "new")
 
 
-def test_the_folder_of_namespaces(tmp_path: Path, removed: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ClusterConfig, "run_dir", tmp_path)
+def test_the_folder_of_links(tmp_path: Path, removed: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(network, "NETNS", tmp_path / "shared")
-    monkeypatch.setattr(network, "in_thread", lambda _: None)  # unshare and mount need root
-    monkeypatch.setattr(network, "netlink", lambda *_: None)
-    network.create(ClusterConfig(), "new-node1")
-    assert removed == [tmp_path / "shared"] and (tmp_path / "shared" / "new-node1").exists()
-    assert (tmp_path / "netns").read_text() == "new-node1\n"
+    network.link(tmp_path / "new-node1")
+    assert removed == [tmp_path / "shared"]
+    assert (tmp_path / "shared" / "new-node1").readlink() == tmp_path / "new-node1"
+
+
+def test_links_and_files_of_earlier_runs_give_way_and_other_links_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(network, "NETNS", tmp_path)
+    (tmp_path / "old-node1").symlink_to("/run/podwire/old/ns/old-node1")
+    (tmp_path / "old-node2").touch()
+    for name in ("old-node1", "old-node2"):
+        network.link(Path("/run/podwire/new/ns") / name)
+        assert (tmp_path / name).readlink() == Path("/run/podwire/new/ns") / name
+    (tmp_path / "own").symlink_to("/somewhere/else")
+    with pytest.raises(NameTaken, match="ip netns del own"):
+        network.link(Path("/run/podwire/new/ns/own"))
+    assert (tmp_path / "own").readlink() == Path("/somewhere/else")

@@ -206,7 +206,10 @@ class Supervisor:
     def _write(self) -> None:
         if self.state is not None:
             rows = {c.role.name: {"pid": c.pid, "restarts": c.restarts} for c in self.children}
-            files.write(self.state, json.dumps({"pid": os.getpid(), "roles": rows}))
+            try:
+                files.write(self.state, json.dumps({"pid": os.getpid(), "roles": rows}))
+            except OSError as err:  # a full disk must not end the roles
+                log.warn("the process ids of the roles cannot be written", path=str(self.state), error=str(err))
 
     # ---- the loop
 
