@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 VENV  := .venv
 BIN   := $(VENV)/bin
-NATIVE := $(wildcard tools/nativebuild/*.py dns/podwire_dns/native/*.[ch] cni/podwire_cni/native/*.[ch] controlplane/podwire_node/native/*.c)
+NATIVE := $(wildcard tools/kubeschema/*.py tools/nativebuild/*.py dns/podwire_dns/native/*.[ch] cni/podwire_cni/native/*.[ch] controlplane/podwire_node/native/*.c)
 
 # command:package - what is used, and the Debian package that has it
 TOOLS      := ip:iproute2 nsenter:util-linux curl:curl dig:bind9-dnsutils nft:nftables

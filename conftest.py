@@ -15,10 +15,12 @@ import random
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+import kubeschema
 from podwire_base.patience import FACTOR
 from podwire_base.role import logs
 
@@ -27,6 +29,10 @@ settings.register_profile("ci", max_examples=50, deadline=None, suppress_health_
 settings.register_profile("long", max_examples=500, deadline=None, suppress_health_check=_QUIET)
 settings.register_profile("slow", max_examples=5, deadline=None, suppress_health_check=_QUIET, derandomize=True)
 settings.load_profile("long" if os.environ.get("PODWIRE_LONG") else "slow" if FACTOR > 1 else "ci")
+
+ROOT = Path(__file__).parent
+if not (ROOT / kubeschema.SCHEMA).exists():  # a tree whose installation is older than the schema
+    kubeschema.build(ROOT)
 
 # The part of the tree that a file's tests belong to; the first match counts. The rest: the cluster, the lab and its
 # documents.

@@ -1,4 +1,5 @@
-"""Build hook of hatchling: compiles the C (tools/nativebuild/) into the packages that carry it.
+"""Build hook of hatchling: compiles the C (tools/nativebuild/) into the packages that carry it, and writes
+the schema of Kubernetes' API (tools/kubeschema/).
 
 Without a compiler or headers the install still works: Python replaces the missing parts, slower, and `podwire status`
 reports that. The parts that were built determine the wheel's tag.
@@ -21,6 +22,7 @@ class NativeBuild(BuildHookInterface[Any]):
         root = Path(self.root)
         sys.path[:0] = [str(root / "tools"), str(root / "base")]  # hatchling loads this file alone
         try:
+            import kubeschema
             from nativebuild import builder, units
         finally:
             del sys.path[:2]
@@ -28,6 +30,7 @@ class NativeBuild(BuildHookInterface[Any]):
         for warning in warnings:
             self.app.display_warning(warning)
         texts = [unit.missing for unit in (*units.PROGRAMS, *units.MODULES) if unit not in built]
+        build_data["artifacts"] += kubeschema.build(root)
         build_data["artifacts"] += [*(unit.output for unit in built), *texts]
         tag = units.wheel_tag(built, sysconfig.get_platform())
         if tag is not None and version != "editable":

@@ -19,6 +19,7 @@ from podwire_base.kube.client.reflector import Event
 from podwire_base.kube.errors import ApiError, Refused
 from podwire_base.kube.events import event, reference
 from podwire_base.kube.meta import Object, key, name, namespace, uid
+from podwire_base.kube.release import git_version
 from podwire_base.kube.times import micro_timestamp, timestamp
 from podwire_base.role import beat, layout, logs
 from podwire_base.role import status as rolestatus
@@ -236,7 +237,7 @@ class Kubelet:
             "allocatable": {"pods": "250"},
             "nodeInfo": {
                 "kernelVersion": platform.release(),
-                "kubeletVersion": "v1.33.0+podwire",
+                "kubeletVersion": git_version(),
                 "containerRuntimeVersion": "netns://podwire",
                 "operatingSystem": "linux",
                 "machineID": "",

@@ -121,6 +121,13 @@ def bad_request(message: str) -> StatusError:
     return StatusError(400, "BadRequest", message)
 
 
+def invalid_patch(why: str) -> StatusError:
+    """Returns the 422 error of a patch whose result is no object of the kind."""
+    return StatusError(
+        422, "Invalid", f' "" is invalid: patch: Invalid value: {why}', causes=[Cause("patch", f"Invalid value: {why}")]
+    )
+
+
 def expired(message: str = "the requested resourceVersion is too old; list again") -> StatusError:
     return StatusError(410, "Expired", message)
 

@@ -9,18 +9,30 @@ from datetime import UTC, datetime
 
 _UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "\u00b5s": 1e-6, "\u03bcs": 1e-6, "ns": 1e-9}
 _PART = re.compile(rf"([0-9]++(?:\.[0-9]*+)?|\.[0-9]++)({'|'.join(sorted(_UNITS, key=len, reverse=True))})")
+_SECONDS, _MICRO = "%Y-%m-%dT%H:%M:%SZ", "%Y-%m-%dT%H:%M:%S.%fZ"
+_RFC3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)")
 LONGEST_DURATION = 64  # characters; a longer text is no duration that anybody wrote
 GREATEST = (2**63 - 1) / 1e9  # seconds in Go's time.Duration
 
 
 def timestamp(now: float) -> str:
     """Returns a metav1.Time: "2026-11-23T05:00:00Z". now: seconds since the epoch."""
-    return datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return datetime.fromtimestamp(now, UTC).strftime(_SECONDS)
 
 
 def micro_timestamp(now: float) -> str:
     """Returns a metav1.MicroTime: "2026-11-23T05:00:00.123456Z". now: seconds since the epoch."""
-    return datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return datetime.fromtimestamp(now, UTC).strftime(_MICRO)
+
+
+def normal_time(text: str, micro: bool = False) -> str:
+    """Returns a time as the API keeps it: in UTC, in seconds (metav1.Time) or microseconds (metav1.MicroTime). Raises
+    ValueError for what is not RFC 3339.
+    """
+    if not _RFC3339.fullmatch(text):
+        raise ValueError(f"{text!r} is not a time such as 2026-01-31T12:00:00Z")
+    moment = datetime.fromisoformat(re.sub(r"(\.\d{6})\d+", r"\1", text)).astimezone(UTC)
+    return moment.strftime(_MICRO if micro else _SECONDS)
 
 
 def parse_time(text: str) -> datetime:

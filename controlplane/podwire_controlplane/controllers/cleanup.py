@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from podwire_base.kube.meta import Object, deleting, key, name, namespace, uid
-from podwire_base.kube.registry import RESOURCES
+from podwire_base.kube.registry import BUILTIN
 
 from .base import Controller, Keys, Snapshot, Write
 
-KINDS = tuple(r.kind for r in RESOURCES if r.namespaced)
+KINDS = tuple(r.kind for r in BUILTIN.stored if r.namespaced)
 _OWNERS = ("Service", "Endpoints", "Deployment", "ReplicaSet", "Node", "Pod")
 
 

@@ -18,7 +18,7 @@ from podwire_base.kube.client.reflector import Event
 from podwire_base.kube.errors import ConfigError, Refused, Unreachable
 from podwire_base.kube.meta import Object, uid
 from podwire_base.kube.meta import key as object_key
-from podwire_base.kube.registry import RESOURCES, Resource, of
+from podwire_base.kube.registry import BUILTIN, Resource, of
 from podwire_base.role import beat, logs
 from podwire_base.role.run import main, notify, stop_event, until_stopped
 
@@ -49,7 +49,9 @@ class Driver:
         self.api = api
         self.controllers = {c.name: c for c in controllers}
         self.informers = {
-            r.kind: self._informer(r) for r in RESOURCES if any(r.kind in c.watches for c in self.controllers.values())
+            r.kind: self._informer(r)
+            for r in BUILTIN.stored
+            if any(r.kind in c.watches for c in self.controllers.values())
         }
         self.snapshot = Snapshot({kind: informer.objects for kind, informer in self.informers.items()})
         self._queue: dict[tuple[str, str], None] = {}  # ordered set: a key waits at most once

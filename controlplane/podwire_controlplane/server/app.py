@@ -10,11 +10,12 @@ from collections.abc import Awaitable, Callable, Mapping
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
-from podwire_base.kube import schema
 from podwire_base.kube.errors import StatusError
 from podwire_base.kube.meta import Object
+from podwire_base.kube.registry import Registry
 from podwire_base.role import logs
 
+from .. import openapi
 from . import auth, discovery
 from .handlers import REFUSED, USER, Handlers
 from .identities import Identities
@@ -103,18 +104,23 @@ async def _ok(_request: web.Request) -> web.StreamResponse:
     return web.Response(text="ok")
 
 
-def _routes(handlers: Handlers) -> list[web.RouteDef]:
+def _routes(handlers: Handlers, registry: Registry) -> list[web.RouteDef]:
     rows = [web.get(path, _ok) for path in ("/healthz", "/livez", "/readyz")]
     rows += [
-        web.get("/version", _document(lambda: discovery.VERSION)),
+        web.get("/version", _document(discovery.version_document)),
         web.get("/api", _document(discovery.api_versions)),
-        web.get("/apis", _document(discovery.groups)),
-        web.get("/api/{version}", _document(lambda v: discovery.resources("", v), "version")),
-        web.get("/apis/{group}", _document(discovery.group, "group")),
-        web.get("/apis/{group}/{version}", _document(discovery.resources, "group", "version")),
-        web.get("/openapi/v3", _document(discovery.openapi_index)),
-        web.get("/openapi/v3/api/{version}", _document(lambda v: schema.openapi_v3("", v), "version")),
-        web.get("/openapi/v3/apis/{group}/{version}", _document(schema.openapi_v3, "group", "version")),
+        web.get("/apis", _document(lambda: discovery.groups(registry))),
+        web.get("/api/{version}", _document(lambda v: discovery.resources(registry, "", v), "version")),
+        web.get("/apis/{group}", _document(lambda g: discovery.group(registry, g), "group")),
+        web.get(
+            "/apis/{group}/{version}", _document(lambda g, v: discovery.resources(registry, g, v), "group", "version")
+        ),
+        web.get("/openapi/v2", _document(lambda: openapi.v2(registry))),
+        web.get("/openapi/v3", _document(lambda: openapi.index(registry))),
+        web.get("/openapi/v3/api/{version}", _document(lambda v: openapi.v3(registry, "", v), "version")),
+        web.get(
+            "/openapi/v3/apis/{group}/{version}", _document(lambda g, v: openapi.v3(registry, g, v), "group", "version")
+        ),
     ]
     # this route comes before /namespaces/NAMESPACE/PLURAL, which has the same form
     rows.append(
@@ -156,5 +162,5 @@ def make_app(
         await known.start()
 
     app.on_startup.append(follow)
-    app.add_routes(_routes(Handlers(objects)))
+    app.add_routes(_routes(Handlers(objects), objects.registry))
     return app

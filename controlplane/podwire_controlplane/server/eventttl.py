@@ -11,14 +11,14 @@ from typing import Any
 
 from podwire_base.kube import codec
 from podwire_base.kube.meta import Object
-from podwire_base.kube.registry import RESOURCES
+from podwire_base.kube.registry import of
 from podwire_base.kube.times import parse_time
 
 from ..store.base import Conflict, Store, StoredChange
 
 TTL = 3600.0  # seconds
 AT_ONCE = 100  # deletions of one sweep; each is a durable write
-PREFIXES = tuple(resource.prefix() for resource in RESOURCES if resource.kind == "Event")
+PREFIXES = (of("Event").prefix(),)
 
 
 def last_written(event: Object, now: float) -> float:

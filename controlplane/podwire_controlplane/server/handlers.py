@@ -11,7 +11,7 @@ from typing import Any
 
 from aiohttp import web
 
-from podwire_base.kube import codec, errors, schema, table, yamltext
+from podwire_base.kube import codec, errors, table, yamltext
 from podwire_base.kube import patch as patches
 from podwire_base.kube.errors import StatusError
 from podwire_base.kube.meta import Object, name
@@ -19,6 +19,7 @@ from podwire_base.kube.registry import BY_PATH, Resource
 from podwire_base.kube.selectors import both, field_query, label_query
 from podwire_base.role import logs
 
+from .. import convert, fieldlabels
 from ..store.base import Compacted, Item
 from ..validation import MAX_GRACE
 from . import auth
@@ -29,6 +30,7 @@ log = logs.get("apiserver")
 USER = web.RequestKey("user", auth.User)
 REFUSED = web.RequestKey("refused", str)  # why the client's certificate does not count, on paths without authentication
 MAX_WATCH = 3600.0
+SERVED_SUBS = ("status", "scale", "finalize")
 
 
 def resource_of(request: web.Request) -> Resource:
@@ -48,7 +50,7 @@ def scope_of(request: web.Request) -> Scope:
     if resource.namespaced and target and not namespace:
         raise StatusError(404, "NotFound", f"{resource.qualified} are namespaced: name a namespace in the URL")
     sub = info.get("sub", "")
-    if sub and sub not in resource.subresources and not (resource.kind == "Namespace" and sub == "finalize"):
+    if sub and not (resource.sub(sub) and sub in SERVED_SUBS):
         raise StatusError(404, "NotFound", f"{resource.qualified} have no subresource {sub!r} here")
     return Scope(resource, namespace, target, sub)
 
@@ -131,7 +133,7 @@ class Handlers:
         await self.authorise(request, scope, "get")
         if scope.sub == "scale":
             return web.json_response(_scale(await self.objects.get(scope)))
-        return self._answer(request, scope, wire(await self.objects.item(scope)))
+        return self._answer(request, scope, wire(await self.objects.item(scope), scope.resource))
 
     async def create(self, request: web.Request) -> web.StreamResponse:
         scope = scope_of(request)
@@ -210,7 +212,7 @@ class Handlers:
         query = request.query
         return both(
             label_query(query.get("labelSelector", "")),
-            field_query(query.get("fieldSelector", ""), lambda path: schema.known_field(resource, path)),
+            field_query(query.get("fieldSelector", ""), lambda path: path in fieldlabels.of(resource)),
         )
 
     async def list_or_watch(self, request: web.Request) -> web.StreamResponse:
@@ -225,7 +227,7 @@ class Handlers:
         if wants_table(request):
             answer = table.table(
                 scope.resource,
-                (load(i) for i in items),
+                (convert.served(scope.resource, load(i)) for i in items),
                 datetime.now(UTC),
                 revision=str(revision),
                 include=request.query.get("includeObject", "Metadata"),
@@ -235,7 +237,7 @@ class Handlers:
         head = codec.dumps(
             {"kind": scope.resource.kind + "List", "apiVersion": scope.resource.api_version, "metadata": metadata}
         )
-        body = b'%s,"items":[%s]}' % (head[:-1], b",".join(wire(i) for i in items))
+        body = b'%s,"items":[%s]}' % (head[:-1], b",".join(wire(i, scope.resource) for i in items))
         return web.Response(body=body, content_type="application/json")
 
     async def _page(self, request: web.Request, scope: Scope) -> tuple[list[Item], int, str]:
@@ -256,7 +258,11 @@ class Handlers:
         except Compacted:
             raise errors.expired("the continue token is too old; list from the start") from None
         matches = self._view(request, scope.resource)
-        found = [i for i in items if i.key > after and (matches is None or matches(codec.decode(i.value)))]
+        found = [
+            i
+            for i in items
+            if i.key > after and (matches is None or matches(convert.served(scope.resource, codec.decode(i.value))))
+        ]
         if not limit or len(found) <= limit:
             return found, revision, ""
         page = found[:limit]
@@ -338,12 +344,12 @@ def _shaper(request: web.Request, resource: Resource) -> Callable[[bytes], bytes
     Tables. Only the first Table has the column definitions.
     """
     if not wants_table(request):
-        return lambda raw: raw
+        return lambda raw: convert.served_bytes(resource, raw)
     include, first = request.query.get("includeObject", "Metadata"), True
 
     def shape(raw: bytes) -> bytes:
         nonlocal first
-        obj = codec.decode(raw)
+        obj = convert.served(resource, codec.decode(raw))
         made = table.table(
             resource, [obj], datetime.now(UTC), revision=obj["metadata"]["resourceVersion"], include=include, head=first
         )

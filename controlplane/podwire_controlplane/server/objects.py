@@ -5,6 +5,7 @@ This module knows no HTTP. Objects are dicts, stored bytes are `Item`s, and ever
 
 from __future__ import annotations
 
+import copy
 import random
 import time
 import uuid
@@ -12,22 +13,33 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from podwire_base.kube import codec, errors, schema
+from podwire_base.kube import codec, errors
 from podwire_base.kube import patch as patches
 from podwire_base.kube.errors import StatusError
 from podwire_base.kube.meta import Object, deleting, name, resource_version, uid
-from podwire_base.kube.registry import RESOURCES, Resource, of
+from podwire_base.kube.registry import BUILTIN, Registry, Resource, of
 from podwire_base.kube.times import timestamp
 
-from .. import defaults, validation
+from .. import convert, gotypes
 from ..allocators import Exhausted, ServiceAllocator
 from ..store.base import Conflict, Item, Store, StoredChange
+from ..strategies.base import Strategy
+from ..strategies.table import strategy_of
 
-IMMORTAL = ("default", "kube-system", "kube-public")
 PROPAGATION = {"Background": "", "Orphan": "orphan", "Foreground": "foregroundDeletion"}
 _NAMESPACES, _SERVICES = of("Namespace"), of("Service")
 _LETTERS = "bcdfghjklmnpqrstvwxz2456789"  # no vowels, no 0, 1 or 3: generated names spell no words
 _RETRIES = 8
+_SYSTEM_METADATA = (
+    "uid",
+    "creationTimestamp",
+    "deletionTimestamp",
+    "deletionGracePeriodSeconds",
+    "namespace",
+    "name",
+    "generation",
+    "selfLink",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +73,10 @@ class Scope:
         return self.resource.key(self.namespace, self.name)
 
 
-def wire(item: Item) -> bytes:
-    return codec.with_revision(item.value, item.revision)
+def wire(item: Item, resource: Resource | None = None) -> bytes:
+    """Return the wire form of a stored object, as the version of `resource` shows it."""
+    raw = codec.with_revision(item.value, item.revision)
+    return raw if resource is None else convert.served_bytes(resource, raw)
 
 
 def load(item: Item) -> Object:
@@ -72,10 +86,22 @@ def load(item: Item) -> Object:
 
 
 class Objects:
-    """Objects of all kinds in one Store. Call `start()` before any other method."""
+    """Objects of all kinds in one Store. Call `start()` before any other method.
 
-    def __init__(self, store: Store, allocator: ServiceAllocator, clock: Callable[[], float] = time.time) -> None:
+    registry: the kinds that are served; by default Kubernetes' own ones. claims: by (group, kind), what gives out
+    values that no two objects may have. It checks those that an object asks for and fills in those that it lacks.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        allocator: ServiceAllocator,
+        clock: Callable[[], float] = time.time,
+        registry: Registry | None = None,
+    ) -> None:
         self.store, self.allocator, self.clock = store, allocator, clock
+        self.registry = registry or Registry(BUILTIN.resources)
+        self.claims = {("", "Service"): allocator}
 
     async def start(self) -> None:
         for item in await self.store.scan(_SERVICES.prefix()):
@@ -95,51 +121,52 @@ class Objects:
         return found
 
     async def get(self, scope: Scope) -> Object:
-        return load(await self.item(scope))
+        return convert.served(scope.resource, load(await self.item(scope)))
 
     # ---- writing
 
-    def _shape(self, resource: Resource, obj: Any, options: WriteOptions) -> tuple[str, ...]:
-        """Check kind, apiVersion and the types of all fields. Return warnings about unknown fields, or refuse such
-        fields if field_validation is Strict.
+    def _shape(self, resource: Resource, obj: Any, options: WriteOptions) -> tuple[Object, tuple[str, ...]]:
+        """Return the object as Kubernetes' types hold it, and warnings about unknown fields. Refuse another kind, a
+        field of another type, and unknown fields if field_validation is Strict.
         """
         if not isinstance(obj, dict):
             raise errors.bad_request("the body is not an object")
         for field, want in (("kind", resource.kind), ("apiVersion", resource.api_version)):
-            if obj.setdefault(field, want) != want:
-                raise errors.bad_request(f"{field}: {obj[field]!r} does not match this URL; expected {want!r}")
-        if not isinstance(obj.setdefault("metadata", {}), dict):
-            raise errors.bad_request("metadata: expected an object")
-        obj["metadata"].pop("managedFields", None)
-        schema.drop_nulls(obj)
-        unknown, causes = schema.check(resource, obj)
-        if causes:
-            raise errors.invalid(resource, str(obj["metadata"].get("name", "")), causes)
+            if (obj.get(field) or want) != want:
+                raise errors.bad_request(
+                    f"the {field} in the data ({obj[field]}) does not match the expected {field} ({want})"
+                )
+        cannot = f'{resource.kind} in version "{resource.version}" cannot be handled as a {resource.kind}'
+        try:
+            made, unknown = gotypes.decode(resource.api_version, resource.kind, obj)
+        except gotypes.BadType as err:
+            raise errors.bad_request(f"{cannot}: {err}") from None
+        made["metadata"].pop("managedFields", None)
         warnings = tuple(f'unknown field "{path}"' for path in unknown)
         if warnings and options.field_validation == "Strict":
-            raise errors.bad_request(
-                f"{resource.kind} in version {resource.version!r} cannot be handled: strict decoding "
-                f"error: {', '.join(warnings)}; correct the spelling or remove the field"
-            )
-        return warnings if options.field_validation != "Ignore" else ()
+            raise errors.bad_request(f"{cannot}: strict decoding error: {', '.join(warnings)}")
+        return made, warnings if options.field_validation != "Ignore" else ()
 
-    def _check(self, resource: Resource, obj: Object, before: Object | None) -> None:
-        """Set the defaults and validate the object. For a Service, check the requested addresses and ports, and
-        allocate those that are missing.
-        """
-        defaults.fill(resource.kind, obj)
-        causes = validation.check(resource, obj)
-        if before is not None and not causes:
-            causes += validation.check_update(resource, before, obj)
-        if resource is _SERVICES and not causes:
-            causes += self.allocator.check(obj)
+    def _check(self, scope: Scope, obj: Object, before: Object | None) -> tuple[str, ...]:
+        """Validate an object that has its defaults, claim the values that it lacks, and return warnings."""
+        strategy, resource = strategy_of(scope.resource), scope.resource
+        if before is None:
+            causes = list(strategy.validate(obj))
+        elif scope.sub == "status":
+            causes = list(strategy.validate_status(obj, before))
+        else:
+            causes = list(strategy.validate_update(obj, before))
+        claims = self.claims.get((resource.group, resource.kind))
+        if claims and not causes:
+            causes += claims.check(obj)
         if causes:
             raise errors.invalid(resource, name(obj), causes)
-        if resource is _SERVICES:
+        if claims:
             try:
-                self.allocator.fill(obj)
+                claims.fill(obj)
             except Exhausted as err:
                 raise StatusError(500, "InternalError", str(err), resource=resource, name=name(obj)) from err
+        return tuple(strategy.warnings(obj, before))
 
     async def _check_namespace(self, scope: Scope) -> None:
         found = await self.store.get(_NAMESPACES.key("", scope.namespace))
@@ -155,8 +182,8 @@ class Objects:
             )
 
     async def create(self, scope: Scope, obj: Object, options: WriteOptions) -> Written:
-        resource = scope.resource
-        warnings = self._shape(resource, obj, options)
+        resource, strategy = scope.resource, strategy_of(scope.resource)
+        obj, warnings = self._shape(resource, obj, options)
         metadata = obj["metadata"]
         if resource.namespaced:
             if metadata.setdefault("namespace", scope.namespace) != scope.namespace:
@@ -168,26 +195,29 @@ class Objects:
             metadata.pop("namespace", None)
         if not metadata.get("name") and metadata.get("generateName"):
             metadata["name"] = metadata["generateName"][:58] + "".join(random.choices(_LETTERS, k=5))
-        metadata |= {"uid": str(uuid.uuid4()), "creationTimestamp": timestamp(self.clock()), "generation": 1}
-        for field in ("resourceVersion", "deletionTimestamp", "deletionGracePeriodSeconds", "selfLink"):
+        for field in ("resourceVersion", "deletionTimestamp", "deletionGracePeriodSeconds", "selfLink", "generation"):
             metadata.pop(field, None)
-        if "status" in resource.subresources:
-            obj.pop("status", None)
-        self._check(resource, obj, None)
+        metadata |= {"uid": str(uuid.uuid4()), "creationTimestamp": timestamp(self.clock())}
+        if strategy.generation:
+            metadata["generation"] = 1
+        strategy.prepare_create(obj)
+        strategy.defaults(obj)
+        warnings += self._check(scope, obj, None)
+        obj, _ = self._shape(resource, obj, WriteOptions())
         scope = Scope(resource, scope.namespace, name(obj))
         if options.dry_run:
             if await self.store.get(scope.key):
                 raise errors.exists(resource, scope.name)
-            return Written(codec.with_revision(codec.encode(obj), 0), warnings, created=True)
+            return Written(codec.dumps(obj), warnings, created=True)
         try:
-            item = await self.store.put(scope.key, codec.encode(obj), expect=0)
+            item = await self.store.put(scope.key, codec.encode(convert.stored(resource, obj)), expect=0)
         except Conflict:
             raise errors.exists(resource, scope.name) from None
-        return Written(wire(item), warnings, created=True)
+        return Written(wire(item, resource), warnings, created=True)
 
     async def update(self, scope: Scope, obj: Object, options: WriteOptions) -> Written:
         """Replace the object or its status (PUT). Without a resourceVersion, the update is unconditional."""
-        warnings = self._shape(scope.resource, obj, options)
+        obj, warnings = self._shape(scope.resource, obj, options)
         if obj["metadata"].setdefault("name", scope.name) != scope.name:
             raise errors.bad_request(f"metadata.name: {name(obj)!r} differs from the URL's {scope.name!r}")
 
@@ -204,13 +234,15 @@ class Objects:
         def change(before: Object) -> Object:
             nonlocal warnings
             after: Object = patches.apply(kind, before, body)
-            after = codec.decode(codec.dumps(after))
-            warnings = self._shape(scope.resource, after, options)
+            try:
+                after, warnings = self._shape(scope.resource, codec.decode(codec.dumps(after)), options)
+            except StatusError as err:
+                raise errors.invalid_patch(err.message) from err
             _guard(scope, before, after)
             return after
 
         written = await self._modify(scope, change, options, ())
-        return Written(written.raw, warnings)
+        return Written(written.raw, (*warnings, *written.warnings))
 
     async def _modify(
         self, scope: Scope, change: Callable[[Object], Object], options: WriteOptions, warnings: tuple[str, ...]
@@ -218,57 +250,46 @@ class Objects:
         """Read the object, change it, check it, and write it by compare-and-swap. Repeat if another client wrote the
         object meanwhile and the change is unconditional.
         """
+        resource, strategy = scope.resource, strategy_of(scope.resource)
         for _ in range(_RETRIES):
             item = await self.item(scope)
-            before = load(item)
-            after = self._carry_over(scope, before, change(load(item)))
-            self._check(scope.resource, after, before)
-            after["metadata"]["generation"] = int(before["metadata"].get("generation", 1)) + _changed(before, after)
-            value = codec.encode(after)
+            before = convert.served(resource, load(item))
+            after = change(copy.deepcopy(before))
+            self._carry_over(scope, before, after)
+            strategy.defaults(after)
+            told = (*warnings, *self._check(scope, after, before))
+            after, _ = self._shape(scope.resource, after, WriteOptions())
+            if strategy.generation:
+                risen = scope.sub != "status" and strategy.changed(after, before)
+                after["metadata"]["generation"] = int(before["metadata"].get("generation", 1)) + risen
+            value = codec.encode(convert.stored(resource, after))
             if codec.decode(value) == codec.decode(item.value):
-                return Written(wire(item), warnings)
+                return Written(wire(item, resource), told)
             if options.dry_run:
-                return Written(codec.with_revision(value, item.revision), warnings)
+                return Written(convert.served_bytes(resource, codec.with_revision(value, item.revision)), told)
             try:
-                if _finished(after):
+                if _finished(strategy, after):
                     gone = await self.store.delete(scope.key, item.revision)
-                    return Written(codec.with_revision(value, gone.revision), warnings)
-                return Written(wire(await self.store.put(scope.key, value, item.revision)), warnings)
+                    raw = codec.with_revision(value, gone.revision)
+                    return Written(convert.served_bytes(resource, raw), told)
+                return Written(wire(await self.store.put(scope.key, value, item.revision), resource), told)
             except Conflict:
                 continue
         raise errors.conflict(scope.resource, scope.name, "too many writers at once; try again")
 
-    def _carry_over(self, scope: Scope, before: Object, after: Object) -> Object:
-        """Copy from `before` the fields that the client cannot change: identity, deletion state, and the part (spec or
-        status) that this URL does not write.
+    def _carry_over(self, scope: Scope, before: Object, after: Object) -> None:
+        """Copy from `before` what the client cannot change: identity, deletion state, and the part (spec or status)
+        that this URL does not write.
         """
-        resource, metadata, old = scope.resource, after["metadata"], before["metadata"]
-        if scope.sub == "status":
-            after = {**before, "metadata": {**old}, "status": after.get("status", {})}
-            for field in ("labels", "annotations"):  # kubelet and controllers patch these together with status
-                if metadata.get(field):
-                    after["metadata"][field] = metadata[field]
-            metadata = after["metadata"]
-        elif "status" in resource.subresources:
-            after.pop("status", None)
-            if "status" in before:
-                after["status"] = before["status"]
-        for field in (
-            "uid",
-            "creationTimestamp",
-            "deletionTimestamp",
-            "deletionGracePeriodSeconds",
-            "namespace",
-            "name",
-        ):
+        strategy, metadata, old = strategy_of(scope.resource), after["metadata"], before["metadata"]
+        for field in _SYSTEM_METADATA:
             metadata.pop(field, None)
             if field in old:
                 metadata[field] = old[field]
-        if resource is _SERVICES and scope.sub != "status":
-            _keep_allocations(before, after)
-        if resource is _NAMESPACES and scope.sub != "finalize":
-            after["spec"] = before.get("spec") or {}  # a namespace's spec has only finalizers
-        return after
+        if scope.sub == "status":
+            strategy.prepare_status(after, before)
+        elif scope.sub != "finalize":
+            strategy.prepare_update(after, before)
 
     # ---- deleting
 
@@ -285,20 +306,14 @@ class Objects:
                 raise errors.conflict(
                     scope.resource, scope.name, "the precondition (uid or resourceVersion) does not hold"
                 )
-            if scope.resource is _NAMESPACES and scope.name in IMMORTAL:
-                raise StatusError(
-                    403,
-                    "Forbidden",
-                    f'namespaces "{scope.name}" is forbidden: the cluster needs it, it cannot be deleted',
-                    resource=scope.resource,
-                    name=scope.name,
-                )
-            marked = self._mark(scope.resource, obj, options.get("gracePeriodSeconds"))
+            strategy = strategy_of(scope.resource)
+            strategy.check_delete(scope.name)
+            marked = self._mark(strategy, obj, options.get("gracePeriodSeconds"))
             _propagate(marked, options)
             if dry_run:
                 return wire(item), False
             try:
-                if _finished(marked):
+                if _finished(strategy, marked):
                     change = await self.store.delete(scope.key, item.revision)
                     return codec.with_revision(item.value, change.revision), True
                 value = codec.encode(marked)
@@ -309,26 +324,17 @@ class Objects:
                 continue
         raise errors.conflict(scope.resource, scope.name, "too many writers at once; try again")
 
-    def _mark(self, resource: Resource, obj: Object, grace: int | None) -> Object:
-        """Set deletionTimestamp and the grace period. A pod on a node stays until its node confirms the deletion. A
-        second deletion can only shorten the grace period.
-        """
+    def _mark(self, strategy: Strategy, obj: Object, grace: int | None) -> Object:
+        """Set deletionTimestamp and the grace period. A second deletion can only shorten the grace period."""
         metadata, now = obj["metadata"], self.clock()
-        seconds = 0
-        if (
-            resource.graceful
-            and obj["spec"].get("nodeName")
-            and obj["status"].get("phase") not in ("Succeeded", "Failed")
-        ):
-            seconds = int(obj["spec"].get("terminationGracePeriodSeconds", 30) if grace is None else grace)
+        seconds = strategy.grace(obj, grace)
         if "deletionTimestamp" in metadata:
             seconds = min(seconds, int(metadata.get("deletionGracePeriodSeconds", 0)))
             if seconds == metadata.get("deletionGracePeriodSeconds"):
                 return obj
         metadata["deletionTimestamp"] = timestamp(now + seconds)
         metadata["deletionGracePeriodSeconds"] = seconds
-        if resource is _NAMESPACES:
-            obj.setdefault("status", {})["phase"] = "Terminating"
+        strategy.mark_deleted(obj)
         return obj
 
     async def finalize(self, namespace: str, obj: Any) -> Written:
@@ -336,9 +342,9 @@ class Objects:
         conflict if the namespace still contains objects.
         """
         scope = Scope(_NAMESPACES, "", namespace, "finalize")
-        self._shape(_NAMESPACES, obj, WriteOptions())
+        obj, _ = self._shape(_NAMESPACES, obj, WriteOptions())
         if not (obj.get("spec") or {}).get("finalizers"):
-            for resource in RESOURCES:
+            for resource in self.registry.stored:
                 if resource.namespaced and await self.store.scan(resource.prefix(namespace)):
                     raise errors.conflict(_NAMESPACES, namespace, f"there are still {resource.plural} in it")
 
@@ -371,43 +377,10 @@ def _guard(scope: Scope, before: Object, after: Object) -> None:
         raise errors.conflict(scope.resource, scope.name, f"uid {uid(after)} is of an earlier object of this name")
 
 
-def _changed(before: Object, after: Object) -> bool:
-    """Whether any field but metadata and status differs. Both objects have their defaults, so a client that leaves out
-    a default value changes nothing.
-    """
-    return any(after.get(f) != before.get(f) for f in after.keys() | before.keys() if f not in ("metadata", "status"))
-
-
-def _finished(obj: Object) -> bool:
+def _finished(strategy: Strategy, obj: Object) -> bool:
     """Whether the object can be removed from the store: it has a deletionTimestamp, no finalizer and no grace
     period.
     """
     if not deleting(obj) or obj["metadata"].get("finalizers") or obj["metadata"].get("deletionGracePeriodSeconds"):
         return False
-    return not (obj.get("kind") == "Namespace" and (obj.get("spec") or {}).get("finalizers"))
-
-
-def _keep_allocations(before: Object, after: Object) -> None:
-    """Copy clusterIP and nodePort from `before` if the client leaves them out (Service update semantics)."""
-    old, new = before["spec"], after.get("spec") or {}
-    if new.get("type") == "ExternalName":
-        for field in ("clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy", "internalTrafficPolicy"):
-            new.pop(field, None)
-    elif old.get("type") == "ExternalName":
-        if new.get("externalName") == old.get("externalName"):
-            new.pop("externalName", None)
-    elif not new.get("clusterIP"):
-        new |= {field: old[field] for field in ("clusterIP", "clusterIPs") if old.get(field)}
-    elif new.get("clusterIPs") == old.get("clusterIPs") or not new.get("clusterIPs"):
-        new["clusterIPs"] = [new["clusterIP"]]
-    if new.get("type", "ClusterIP") not in ("NodePort", "LoadBalancer"):
-        for field in ("externalTrafficPolicy", "allocateLoadBalancerNodePorts", "healthCheckNodePort"):
-            new.pop(field, None)
-        for port in new.get("ports") or []:
-            port.pop("nodePort", None)
-        return
-    held = {(p.get("protocol", "TCP"), p["port"]): p["nodePort"] for p in old.get("ports") or [] if p.get("nodePort")}
-    for port in new.get("ports") or []:
-        kept = held.get((port.get("protocol", "TCP"), port.get("port")))
-        if kept and not port.get("nodePort"):
-            port["nodePort"] = kept
+    return not strategy.held(obj)

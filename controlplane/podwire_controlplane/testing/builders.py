@@ -9,7 +9,7 @@ from typing import Any
 
 from podwire_base.kube import codec
 from podwire_base.kube.meta import Object, name, namespace
-from podwire_base.kube.registry import RESOURCES, of
+from podwire_base.kube.registry import BUILTIN, of
 from podwire_base.testing.builders import NOW
 from podwire_controlplane.allocators import ServiceAllocator
 from podwire_controlplane.controllers.base import Snapshot
@@ -22,7 +22,7 @@ CIDR = "10.96.0.0/24"
 
 def snapshot(*objects: Object) -> Snapshot:
     """Return a snapshot with all kinds that contains only `objects`."""
-    kinds: dict[str, dict[str, Object]] = {r.kind: {} for r in RESOURCES}
+    kinds: dict[str, dict[str, Object]] = {r.kind: {} for r in BUILTIN.stored}
     for obj in objects:
         kinds[obj["kind"]][f"{namespace(obj)}/{name(obj)}".lstrip("/")] = obj
     return Snapshot(kinds)

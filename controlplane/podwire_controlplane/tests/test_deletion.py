@@ -113,7 +113,7 @@ def test_namespaces_that_the_cluster_needs_stay(own: str) -> None:
     async def work(world: World) -> None:
         if own != "default":
             await world.create({"kind": "Namespace", "metadata": {"name": own}})
-        await refused(world.delete("Namespace", own), 403, "cannot be deleted")
+        await refused(world.delete("Namespace", own), 403, "may not be deleted")
         assert not (await world.get("Namespace", own))["metadata"].get("deletionTimestamp")
 
     in_world(work)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from podwire_base.kube.meta import Object
-from podwire_base.kube.registry import RESOURCES, of
+from podwire_base.kube.registry import BUILTIN, of
 from podwire_base.testing.builders import deployment, meta, minimal, node, pod, service
 from podwire_controlplane import defaults, validation
 
@@ -38,7 +38,7 @@ def at(made: Object, path: str, value: Any) -> Object:
     return made
 
 
-@pytest.mark.parametrize("resource", RESOURCES, ids=lambda r: r.kind)
+@pytest.mark.parametrize("resource", BUILTIN.stored, ids=lambda r: r.kind)
 def test_minimal_objects_are_good_and_defaults_are_stable(resource: Any) -> None:
     once = filled(minimal(resource))
     assert filled(once) == once and causes(once) == {}

@@ -1,0 +1,117 @@
+"""What is particular to a kind in the write path of the API.
+
+The write path (server/objects.py) is the same for all kinds; it asks the kind's Strategy at fixed points, in the order
+of kube-apiserver: prepare_create or prepare_update, defaults, validate, validate_update, warnings. All methods are
+pure; they change only the object that they are given to change. A kind without a Strategy of its own has the class
+below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+from podwire_base.kube.errors import Cause, StatusError
+from podwire_base.kube.meta import Object
+from podwire_base.kube.registry import Resource
+
+from .. import defaults, validation
+
+Causes = Iterator[Cause]
+
+
+class Strategy:
+    """generation: the kind counts changes of its spec in metadata.generation. create_on_update: a PUT of an absent
+    object creates it. status_labels: a write of /status may change labels.
+    """
+
+    generation: ClassVar[bool] = False
+    create_on_update: ClassVar[bool] = False
+    status_labels: ClassVar[bool] = True
+
+    def __init__(self, resource: Resource) -> None:
+        self.resource = resource
+
+    # ---- what the server fills in
+
+    def defaults(self, obj: Object) -> None:
+        """Set the defaults of the kind, on every object that a client sends."""
+        defaults.fill(self.resource.kind, obj)
+
+    def prepare_create(self, obj: Object) -> None:
+        """Remove what a client may not set at creation, and set what the server decides."""
+        if self.resource.has_status:
+            obj.pop("status", None)
+
+    def prepare_update(self, obj: Object, before: Object) -> None:
+        """Carry over from `before` what this update may not change: here the status, which has a URL of its own."""
+        if self.resource.has_status:
+            obj.pop("status", None)
+            if "status" in before:
+                obj["status"] = before["status"]
+
+    def prepare_status(self, obj: Object, before: Object) -> None:
+        """Carry over everything that a write of /status may not change: all but status and metadata."""
+        status = obj.get("status")
+        for field in [f for f in obj if f != "metadata"]:
+            del obj[field]
+        obj |= {f: v for f, v in before.items() if f not in ("metadata", "status")}
+        if status is not None:
+            obj["status"] = status
+        if not self.status_labels:
+            obj["metadata"].pop("labels", None)
+            if "labels" in before["metadata"]:
+                obj["metadata"]["labels"] = before["metadata"]["labels"]
+
+    def changed(self, obj: Object, before: Object) -> bool:
+        """Whether the generation rises: any field but metadata and status differs. Both objects have their defaults."""
+        fields = obj.keys() | before.keys()
+        return any(obj.get(f) != before.get(f) for f in fields if f not in ("metadata", "status"))
+
+    # ---- what it refuses
+
+    def validate(self, obj: Object) -> Causes:
+        """Yield every wrong field of an object that is created."""
+        yield from validation.check(self.resource, obj)
+
+    def validate_update(self, obj: Object, before: Object) -> Causes:
+        """Yield every wrong field of an update; what `validate` says of the new object included."""
+        causes = list(self.validate(obj))
+        yield from causes or validation.check_update(self.resource, before, obj)
+
+    def validate_status(self, obj: Object, before: Object) -> Causes:
+        """Yield every wrong field of a write of /status."""
+        yield from ()
+
+    def warnings(self, obj: Object, before: Object | None) -> list[str]:
+        """Return what the client should know of an object that is accepted."""
+        return []
+
+    # ---- deletion
+
+    def check_delete(self, name: str) -> None:
+        """Raise StatusError if the object may never be deleted."""
+
+    def grace(self, obj: Object, wanted: int | None) -> int:
+        """Return the seconds that the object stays after a deletion. wanted: gracePeriodSeconds of the request."""
+        return 0
+
+    def mark_deleted(self, obj: Object) -> None:
+        """Change an object at the moment that its deletion begins."""
+
+    def held(self, obj: Object) -> bool:
+        """Whether something beside metadata.finalizers keeps a deleted object in the store."""
+        return False
+
+
+def forbidden(resource: Resource, name: str, why: str) -> StatusError:
+    return StatusError(
+        403, "Forbidden", f'{resource.qualified} "{name}" is forbidden: {why}', resource=resource, name=name
+    )
+
+
+def dig(obj: Any, *path: str) -> Any:
+    """Return the value at a path of names; None if a part is absent or no object."""
+    for part in path:
+        obj = obj.get(part) if isinstance(obj, dict) else None
+    return obj
