@@ -95,8 +95,7 @@ def running(forwarders: Forwarders, names: list[str]) -> Iterator[dict[str, Any]
         yield servers
     finally:
         for process in (upstream, *(server.process for server in servers.values())):
-            process.kill()
-            process.wait()
+            bench_dns.end(process)
 
 
 def rows(folder: Path, rounds: int, seconds: float, *, unbound: bool) -> list[dict[str, Any]]:

@@ -167,7 +167,7 @@ def _dns_feeder(config: AgentConfig) -> None:
 
 
 def _dns_server(config: AgentConfig) -> None:
-    from podwire_dns.server import run
+    from podwire_dns.role import run
 
     run(dns_config(config))  # type: ignore[arg-type]  # as above
 

@@ -23,7 +23,7 @@ from podwire_base.kernel.addresses import local_addresses
 from podwire_base.kernel.netlink import rtnetlink as nl
 from podwire_base.kernel.netlink.socket import RouteSocket
 from podwire_base.role import logs
-from podwire_base.role.helper import Helper
+from podwire_base.role.helper import Connection
 
 TABLE = "podwire-dns"
 LOOPBACK = 1
@@ -40,15 +40,15 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 PRIVILEGED: list[Callable[..., Any]] = []  # in a server without privileges, its helper calls these
-_helpers: list[Helper] = []
+_helpers: list[Connection] = []
 
 
-def use(helper: Helper | None) -> None:
+def use(helper: Connection | None) -> None:
     """From now on `helper` calls the functions that need privileges (rights.py)."""
     _helpers[:] = [] if helper is None else [helper]
 
 
-def helper() -> Helper | None:
+def helper() -> Connection | None:
     return _helpers[0] if _helpers else None
 
 
@@ -166,6 +166,18 @@ def apply_notrack(addresses: Iterable[str], port: int) -> None:
     from podwire_base.kernel.nft import socket as nft_socket
 
     nft_socket.apply(notrack(addresses, port))
+
+
+def prepare(addresses: Sequence[str], port: int, *, notrack: bool) -> None:
+    """Adds the addresses and, if wanted, the notrack rules. Raises OSError if an address cannot be added."""
+    added = ensure_addresses(addresses)
+    if added:
+        log.info("address added", addresses=added, device="lo")
+    if notrack:
+        try:
+            apply_notrack(addresses, port)
+        except OSError as err:  # a kernel without raw hooks: DNS is slower, and A and AAAA race, but the server answers
+            log.warn("no notrack rules; parallel A and AAAA queries may stall", error=str(err))
 
 
 @privileged

@@ -228,7 +228,7 @@ def feeder(config: DnsConfig) -> None:
 @_with_config
 def server(config: DnsConfig) -> None:
     """Answer queries on the cluster DNS addresses."""
-    from . import server as role
+    from . import role
 
     role.run(config)
 

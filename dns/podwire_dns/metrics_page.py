@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from dnslib import RCODE
 
@@ -17,6 +17,7 @@ from podwire_base.role.metrics import Histogram, Page, ProcessFigures
 from .cache import Cache
 from .config import DnsConfig
 from .feed import NO_CALLS, ApiCalls
+from .figures import CacheFigures, Forwarded, of_cache
 from .metrics import API_BOUNDS, BOUNDS, KNOWN_TYPES, SIZE_BOUNDS, Tally, known_types, total
 from .zone import ZoneData
 
@@ -39,6 +40,44 @@ class Forwarding:
     opened: Mapping[tuple[str, str], int]
     all_down: int
     rejected: int
+
+    def counts(self) -> Forwarded:
+        return Forwarded(
+            Counter(self.exchanges),
+            dict(self.took),
+            Counter(self.failures),
+            Counter(self.reused),
+            Counter(self.opened),
+            self.all_down,
+            self.rejected,
+        )
+
+    def plus(self, spares: Forwarded) -> Forwarding:
+        """Returns the sum of these figures and those of the spare servers."""
+        found = Forwarded()
+        found.add(self.counts())
+        found.add(spares)
+        return Forwarding(
+            found.exchanges,
+            found.took,
+            found.failures,
+            self.down,
+            found.reused,
+            found.opened,
+            found.all_down,
+            found.rejected,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class SpareState:
+    """servers: the processes that answer. lost, ended: as in spares.Spares. lag: seconds. cache: of the spares."""
+
+    servers: int = 1
+    ended: int = 0
+    lost: int = 0
+    lag: float = 0.0
+    cache: CacheFigures = field(default_factory=CacheFigures)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +108,7 @@ class ServerState:
     hosts: tuple[int, float] = (0, 0.0)
     api: ApiCalls = NO_CALLS
     process: ProcessFigures | None = None
+    spares: SpareState = field(default_factory=SpareState)
 
 
 def plugins(config: DnsConfig) -> list[str]:
@@ -113,7 +153,7 @@ def render(state: ServerState) -> str:
     )
     _queries(page, state, base)
     _forwarding(page, state.forwarding)
-    _cache(page, state.cache, {"server": server, "zones": ZONE, "view": ""})
+    _cache(page, of_cache(state.cache).plus(state.spares.cache), {"server": server, "zones": ZONE, "view": ""})
     _itself(page, state)
     data = state.data
     page.family("podwire_dns_answers", "gauge", "Answers of the cluster zone in memory.", [({}, len(data.answers))])
@@ -278,9 +318,8 @@ def _forwarding(page: Page, state: Forwarding) -> None:
     )
 
 
-def _cache(page: Page, cache: Cache, base: dict[str, str]) -> None:
-    denied = sum(entry.answer.rcode != 0 for entry in list(cache.entries.values()))
-    kinds = (("success", len(cache.entries) - denied, cache.hits - cache.denials), ("denial", denied, cache.denials))
+def _cache(page: Page, cache: CacheFigures, base: dict[str, str]) -> None:
+    kinds = (("success", cache.success, cache.hits - cache.denials), ("denial", cache.denial, cache.denials))
     page.family(
         "coredns_cache_entries",
         "gauge",
@@ -359,4 +398,11 @@ def _itself(page: Page, state: ServerState) -> None:
         [({"hash": "sha512", "value": state.digest}, 1)] if state.digest else [],
     )
     page.family("podwire_dns_reloads_total", "counter", "Changed settings that were applied.", [({}, state.reloads)])
+    for name, kind, text, value in (
+        ("servers", "gauge", "Server processes that read the same sockets.", state.spares.servers),
+        ("spares_ended_total", "counter", "Spare servers that ended without being told.", state.spares.ended),
+        ("queries_lost_total", "counter", "Queries that these had read and not answered.", state.spares.lost),
+        ("spare_lag_seconds", "gauge", "Age of the oldest change that the spare has not applied.", state.spares.lag),
+    ):
+        page.family(f"podwire_dns_{name}", kind, text, [({}, value)])
     page.process(state.process or ProcessFigures(state.cpu, resident=state.memory, started=state.started))

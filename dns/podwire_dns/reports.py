@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import resource
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from podwire_base.role.metrics import CONTENT_TYPE
 from podwire_base.role.status import RoleStatus
 from podwire_base.version import VERSION
 
-from . import metrics_page
+from . import metrics, metrics_page
 from .config import DnsConfig
 from .healing import NodeState
 
@@ -48,10 +49,19 @@ def ready(server: Server) -> web.Answer:
 def state(server: Server) -> metrics_page.ServerState:
     """Returns the figures for /metrics."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
+    forwarding = server.forwarder.state(server.waiting.turns.refused)
+    spares, found = metrics_page.SpareState(), server.spares
+    tallies = server.tallies()
+    if found is not None:
+        more = found.figures()
+        forwarding = forwarding.plus(more.forwarded)
+        tallies = {path: metrics.total((tally, more.tallies[path])) for path, tally in tallies.items()}
+        lag = found.spare.lag(time.monotonic()) if found.spare is not None else 0.0
+        spares = metrics_page.SpareState(1 + (found.spare is not None), found.ended, found.lost, lag, more.cache)
     return metrics_page.ServerState(
         VERSION,
-        server.tallies(),
-        server.forwarder.state(server.waiting.turns.refused),
+        tallies,
+        forwarding,
         server.answerer.cache,
         server.answerer.data,
         server.config,
@@ -68,6 +78,7 @@ def state(server: Server) -> metrics_page.ServerState:
         (server.answerer.rules.host_entries, server.settled) if server.answerer.rules is not None else (0, 0.0),
         server.follower.api,
         process.figures(),
+        spares,
     )
 
 

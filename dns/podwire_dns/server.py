@@ -9,21 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import random
 import secrets
 import socket
-import sys
 import time
 from functools import partial
 from itertools import zip_longest
 
-from podwire_base.role import layout, limits, logs, web
+from podwire_base.role import beat, limits, logs, web
 from podwire_base.role.metrics import Histogram
-from podwire_base.role.run import main, stop_event
 from podwire_base.role.status import RoleStatus
 
-from . import forward, host, metrics, metrics_page, names, native, reports, rights, tcp, upstream
+from . import figures, forward, host, metrics, metrics_page, names, native, reports, rights, tcp, upstream
 from .answer import Answerer
 from .answertable import AnswerTable
 from .cache import Cache
@@ -31,10 +28,11 @@ from .clients import Clients
 from .config import DnsConfig
 from .follow import Follower
 from .healing import NodeState
+from .heritage import Heritage
 from .observer import Observer
 from .rules import Rules
-from .sources import Sources, hold_hangup
-from .spare import Counts, Heritage, inherit
+from .sources import Sources
+from .spare import Counts
 from .spares import Spares
 from .tcp import TcpService
 from .udp import UdpLoop, Waiting
@@ -44,7 +42,6 @@ from .zone import ZoneData
 
 log = logs.get("dns")
 OWN_SECONDS = 10.0  # between two looks at the addresses of this node
-STATUS_SECONDS = 1.0
 HERITAGE_SECONDS = 0.05
 LEAVE_SECONDS = 0.5
 SIBLING_SECONDS = 10.0
@@ -53,8 +50,7 @@ OLD_SOCKET_SECONDS = forward.DEADLINE + 1  # after this time no query of an old 
 PREFETCH_SECONDS = 0.25
 HEALTH_SECONDS = 1.0
 HINFO_IN = b"\0\x0d\0\x01"
-GARBAGE = 50_000
-SWITCH_SECONDS = 0.0002  # the maximum delay by the feed of a query that waits for the interpreter
+STUCK_SECONDS = 1.0  # a thread that handles the same queries for so long makes no progress
 
 
 class Server:
@@ -66,9 +62,11 @@ class Server:
         sources: Sources | None = None,
         stop: asyncio.Event | None = None,
         heritage: Heritage | None = None,
+        *,
+        sharing: bool = False,
     ) -> None:
         """sources: the origin of `config`, for /metrics. stop: an event that ends the waits of the start. heritage:
-        the sockets of a predecessor.
+        the sockets of a predecessor. sharing: other processes may read the same sockets.
 
         Raises BadConfig.
         """
@@ -95,6 +93,8 @@ class Server:
         self._tasks: list[asyncio.Task[None]] = []
         self.started = time.time()
         self.heritage = heritage or Heritage()
+        self.sharing = sharing
+        self.zones = 0  # complete zones so far
         self.spares: Spares | None = None
         self.mended = 0  # sockets that were opened anew
         self._given: list[socket.socket] | None = None  # the sockets of a spare
@@ -219,7 +219,7 @@ class Server:
 
     def spare(self, sockets: list[socket.socket], counts: Counts, data: ZoneData, stop: asyncio.Event) -> Server:
         """Returns the server of a forked process, which reads the same sockets and has the same zone."""
-        made = Server(self.config, self.sources, stop)
+        made = Server(self.config, self.sources, stop, sharing=True)
         made.answerer.data, made._counts = data, counts
         made._given = [sock.dup() for sock in sockets]
         return made
@@ -233,7 +233,7 @@ class Server:
             loop.call_soon_threadsafe(self.waiting.add, waiting)
 
         udp = [
-            UdpLoop(sock, self.answerer, later, batches, self.observer, shared=self._given is not None, counts=memory)
+            UdpLoop(sock, self.answerer, later, batches, self.observer, shared=self.sharing, counts=memory)
             for sock, memory in zip_longest(datagrams, self._counts.all[: len(datagrams)] if self._counts else ())
         ]
         for each in udp:
@@ -303,7 +303,7 @@ class Server:
         opened = await self._open_pages(config)
         try:
             if (config.addresses(), config.port) != (old.addresses(), old.port):
-                await asyncio.to_thread(_prepare_node, config)
+                await asyncio.to_thread(host.prepare, config.addresses(), config.port, notrack=config.notrack)
                 await self._listen(config)
         except OSError:
             for site, _ in opened.values():
@@ -328,14 +328,14 @@ class Server:
     def take_zone(self, zone: ZoneData) -> None:
         """Replaces the zone with this complete zone."""
         self.answerer.data = zone
+        self.zones += 1
         self._synced.set()
         for udp in self._counted:
             udp.configure()
 
     async def __aexit__(self, *_: object) -> None:
         """Stops the server: accepts no new query, and waits briefly for the answers in progress."""
-        for site, _pages in self._web.values():
-            site.close()
+        self.close_pages()
         listeners, self._tcp.listeners = self._tcp.listeners, []  # `mend` must not open them anew
         self._tcp.close_listeners(listeners)
         for udp in self._udp:
@@ -348,8 +348,13 @@ class Server:
         for task in self._tasks:
             task.cancel()
         for udp in self._udp:
-            udp.close()
+            udp.close(last=self._given is None)
         self.forwarder.close()
+
+    def close_pages(self) -> None:
+        for site, _pages in self._web.values():
+            site.close()
+        self._web.clear()
 
     async def lame_duck(self) -> None:
         """Reports not ready but continues to answer for some seconds, so that clients and load balancers can switch."""
@@ -385,6 +390,7 @@ class Server:
             self.forwarder.refresh()
             if self._given is not None:
                 continue
+            self.watch(time.monotonic())
             self.mend()
             if self.config.health_address and time.monotonic() - checked >= HEALTH_SECONDS:
                 checked = time.monotonic()
@@ -398,7 +404,17 @@ class Server:
         else:
             self.health.observe(took)
 
-    # Sockets that fail
+    # Sockets and threads that fail
+
+    def stuck(self, now: float) -> float:
+        """Returns the seconds for which the slowest thread has handled the same queries; 0.0: all make progress."""
+        since = [each.stuck_since(now) for each in self._udp]
+        return max((now - each for each in since if each is not None), default=0.0)
+
+    def watch(self, now: float) -> None:
+        """Tells the beat of a thread that makes no progress, so that the supervisor starts this role again."""
+        seconds = self.stuck(now)
+        beat.stuck("udp", now - seconds if seconds > STUCK_SECONDS else None)
 
     def mend(self) -> None:
         """Opens each socket anew that this server can no longer serve."""
@@ -425,18 +441,21 @@ class Server:
     def ready(self) -> web.Answer:
         return reports.ready(self)
 
-    def tallies_of_python(self) -> dict[str, metrics.Tally]:
-        """Returns the counts without those of the compiled loops, by path."""
-        return {path: self.observer.total(path) for path in metrics.PATHS}
+    def own_figures(self) -> figures.Figures:
+        """Returns the counts of this process without those of the compiled loops."""
+        return figures.Figures(
+            {path: self.observer.total(path) for path in metrics.PATHS},
+            self.forwarder.state(self.waiting.turns.refused).counts(),
+            figures.of_cache(self.answerer.cache),
+        )
 
     def tallies(self) -> dict[str, metrics.Tally]:
-        """Returns the counts by path (metrics.PATHS)."""
+        """Returns the counts of this process by path (metrics.PATHS)."""
         found = {path: self.observer.total(path) for path in metrics.PATHS}
         for loop in self._counted:
             if loop.batch is not None:
                 found[loop.path].add_native(loop.batch.counts)
-        more = self.spares.tallies() if self.spares is not None else {}
-        return {path: metrics.total((tally, *([more[path]] if path in more else []))) for path, tally in found.items()}
+        return found
 
     def state(self) -> metrics_page.ServerState:
         return reports.state(self)
@@ -447,64 +466,3 @@ class Server:
 
 def _below(limit: int) -> int:
     return int(random.random() * limit)
-
-
-def _prepare_node(config: DnsConfig) -> None:
-    """Adds the addresses and the notrack rules. Raises OSError if an address cannot be added."""
-    added = host.ensure_addresses(config.addresses())
-    if added:
-        log.info("address added", addresses=added, device="lo")
-    if config.notrack:
-        try:
-            host.apply_notrack(config.addresses(), config.port)
-        except OSError as err:  # a kernel without raw hooks: DNS is slower, and A and AAAA race, but the server answers
-            log.warn("no notrack rules; parallel A and AAAA queries may stall", error=str(err))
-
-
-async def _main(config: DnsConfig, sources: Sources, heritage: Heritage, listener: socket.socket | None) -> None:
-    stop = stop_event()
-    status = RoleStatus(config.run_dir, "dns", rights.write)
-    async with Server(config, sources, stop, heritage) as server:
-        if not stop.is_set():
-            log.info(
-                "serving", listen=list(config.addresses()), port=config.port, upstreams=list(server.forwarder.down())
-            )
-        following = asyncio.create_task(sources.follow(config, log, server.reload))
-        node = NodeState()
-        healing = asyncio.create_task(node.follow(lambda: server.config))
-        sparing = asyncio.create_task(asyncio.sleep(0))
-        if listener is not None:
-            server.spares = Spares(server, listener)
-            server.follower.relay = server.spares.relay
-            sparing = asyncio.create_task(server.spares.follow())
-        while not stop.is_set():
-            server.report(status, node)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(stop.wait(), STATUS_SECONDS)
-        for task in (following, healing):
-            task.cancel()
-        await server.lame_duck()
-        sparing.cancel()
-        if server.spares is not None:
-            await server.spares.leave()
-        status.update(ready=False, message="stopped", reason="Stopped")
-
-
-def run(config: DnsConfig) -> None:
-    """Serves until SIGTERM. The addresses and the notrack rules stay.
-
-    Raises BadConfig, or OSError if an address is in use.
-    """
-    layout.claim(config.run_dir)
-    hold_hangup()
-    host.run_soon()  # also for the start: until its end, the node has no DNS
-    sources = Sources(config)
-    real = sources.load()
-    sources.tell(log)
-    _prepare_node(real)
-    sys.setswitchinterval(SWITCH_SECONDS)
-    gc.freeze()  # imported modules stay in memory
-    gc.set_threshold(GARBAGE)  # reference cycles are rare: frequent collections would find no garbage
-    heritage, listener = inherit(real.run_dir) if real.spare else (Heritage(), None)
-    rights.give_up(real, lambda: Sources(config))  # the last step: what comes after it has no rights
-    main("dns", _main(real, sources, heritage, listener))

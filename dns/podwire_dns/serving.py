@@ -25,9 +25,9 @@ def _feeder(config: DnsConfig) -> None:
 
 
 def _server(config: DnsConfig) -> None:
-    from . import server
+    from . import role
 
-    server.run(config)
+    role.run(config)
 
 
 def run(config: DnsConfig) -> None:

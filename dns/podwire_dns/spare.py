@@ -1,16 +1,14 @@
 """A second server process on the node, which reads the same sockets, so that nobody notices when the first one dies.
+This module is the first server's side; spareprocess.py is the second process.
 
 The first server forks it when the zone is whole: the sockets are inherited, and the zone's table is shared until it
-changes. Changes come over a socket pair, in the frames of feed.py. For a new zone or new settings the first server
-forks a new spare, and the old one leaves: it stops reading, and answers what it has.
-
-If the first server dies, the spare goes on with the last zone. The next server asks it for the sockets over a unix
-socket in the run directory, and tells it to leave as soon as it serves itself.
+changes. Changes come over a socket pair, in the frames of feed.py; the spare tells how many it has applied, and its
+figures each second. For a new zone or new settings the first server forks a new spare, and the old one leaves: it stops
+reading, and answers what it has.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import gc
 import mmap
@@ -18,106 +16,26 @@ import os
 import signal
 import socket
 import time
-from asyncio import events
+from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from podwire_base.role import beat, bugs, logs
-from podwire_base.role.run import NOTIFY, STOP_SIGNALS, stop_event
-from podwire_base.role.title import set_title
+from podwire_base.role import logs
 
-from . import feed, native
-from .metrics import Tally
-from .zone import ZoneData
+from . import feed, figures, host, native, spareprocess
+from .figures import Figures
+from .link import Link
 
 if TYPE_CHECKING:
     from .server import Server
 
 log = logs.get("dns")
-PATHS = ("dns-spare-0.sock", "dns-spare-1.sock")
-TELL_SECONDS = 1.0  # between two reports of a spare
 SILENT_SECONDS = 30.0  # without a report, a spare counts as stopped
-ASK_SECONDS = 2.0
-LEAVE_SECONDS = 10.0
-AGAIN_SECONDS = 1.0  # before the next try, if a spare ends right after its start
-MOST_SOCKETS = 200
-LEAVE = b"L"
-Report = dict[str, tuple[list[Any], ...]]
-
-
-@dataclass(slots=True)
-class Heritage:
-    """What a predecessor left: its sockets, by (address, port, type), and the connection to the process that holds
-    them.
-    """
-
-    sockets: dict[tuple[str, int, int], socket.socket] = field(default_factory=dict)
-    holders: list[socket.socket] = field(default_factory=list)
-
-    def take(self, address: str, port: int, kind: int) -> socket.socket | None:
-        return self.sockets.pop((address, port, kind), None)
-
-    def alive(self) -> bool:
-        """Whether a predecessor still serves."""
-        for holder in list(self.holders):
-            with contextlib.suppress(BlockingIOError):
-                if holder.recv(1, socket.MSG_DONTWAIT | socket.MSG_PEEK) == b"":
-                    self.holders.remove(holder)
-                    holder.close()
-        return bool(self.holders)
-
-    def dismiss(self) -> None:
-        """Tells the predecessors to leave, and closes the sockets that nobody needs any more."""
-        for holder in self.holders:
-            with contextlib.suppress(OSError):
-                holder.send(LEAVE)
-            holder.close()
-        for sock in self.sockets.values():
-            sock.close()
-        self.holders, self.sockets = [], {}
-
-
-def inherit(run_dir: Path) -> tuple[Heritage, socket.socket]:
-    """Asks a predecessor for its sockets. Returns them, and the socket on which this server's own spare listens.
-
-    Raises OSError.
-    """
-    found, free = Heritage(), PATHS[0]
-    for name in PATHS:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        sock.settimeout(ASK_SECONDS)
-        try:
-            sock.connect(str(run_dir / name))
-            data, fds, _, _ = socket.recv_fds(sock, 1, MOST_SOCKETS)
-        except OSError:
-            free = name
-            sock.close()
-            continue
-        for fd in fds:
-            held = socket.socket(fileno=fd)
-            address = held.getsockname()
-            if found.sockets.setdefault((address[0], address[1], held.type), held) is not held:
-                held.close()
-        if data:
-            sock.setblocking(False)
-            found.holders.append(sock)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(FileNotFoundError):
-        (run_dir / free).unlink()
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    before = os.umask(0o177)
-    try:
-        listener.bind(str(run_dir / free))
-    finally:
-        os.umask(before)
-    listener.listen(4)
-    if found.sockets:
-        log.info("took the sockets over from a predecessor", sockets=len(found.sockets))
-    return found, listener
+LAG_SECONDS = 5.0  # a spare that has not applied a change for so long is replaced
+MOST_BACKLOG = 64 << 20  # bytes of changes that a spare may leave unread
+STEP_SECONDS = 0.05  # between two changes whose application is timed
 
 
 class Counts:
@@ -139,52 +57,61 @@ class Counts:
 
 
 class Spare:
-    """A spare, seen from the first server."""
+    """A spare, seen from the first server. heard: the time of its last report. leaving: it was told to end."""
 
     def __init__(self, server: Server, listener: socket.socket, paths: Sequence[str]) -> None:
         """Forks the spare. paths: the metrics.PATHS of the UDP sockets. Raises OSError."""
-        self.counts, self.paths, self.began = Counts(len(paths)), paths, time.monotonic()
-        self.heard, self.leaving = self.began, False
-        self.tallies: dict[str, Tally] = {}
-        self._own, other = socket.socketpair()
+        self.counts, self.paths, self.heard = Counts(len(paths)), paths, time.monotonic()
+        self.leaving = False
+        self._figures = Figures()
+        self._sent = self._applied = 0
+        self._times: deque[tuple[int, float]] = deque()  # (number of a change, when it was sent)
+        self._received = bytearray()
+        first = host.helper()
+        twin = None
+        if first is not None:
+            with contextlib.suppress(OSError):  # then the spare's log has no names of pods
+                twin = first.another()
+        own, other = socket.socketpair()
         gc.freeze()
         self.pid = os.fork()
         if self.pid == 0:
-            become(server, other, listener, self.counts)
+            spareprocess.become(server, other, listener, self.counts, twin)
         other.close()
-        self._own.setblocking(False)
-        self._received = bytearray()
-        self._loop = asyncio.get_running_loop()
-        self._loop.add_reader(self._own, self._read)
-        self._backlog = bytearray()
+        if twin is not None:
+            twin.close_here()
+        self._link = Link(own, self._read)
 
-    def send(self, message: feed.Message) -> None:
+    def send(self, message: feed.Message, now: float) -> None:
         """Passes a change of the zone on."""
-        self._backlog += feed.frame(message)
-        self._write()
+        self._sent += 1
+        if not self._times or now - self._times[-1][1] >= STEP_SECONDS:
+            self._times.append((self._sent, now))
+        self._link.send(feed.frame(message))
 
-    def _write(self) -> None:
-        try:
-            while self._backlog:
-                del self._backlog[: self._own.send(self._backlog)]
-        except BlockingIOError:
-            self._loop.add_writer(self._own, self._write)
-            return
-        except OSError:
-            self._backlog.clear()
-        self._loop.remove_writer(self._own)
+    def lag(self, now: float) -> float:
+        """Returns the seconds since the oldest change was sent that the spare has not applied; 0.0: it has all."""
+        if self._link.backlog > MOST_BACKLOG:
+            return float("inf")
+        return now - self._times[0][1] if self._times else 0.0
 
-    def _read(self) -> None:
-        with contextlib.suppress(BlockingIOError, OSError):
-            data = self._own.recv(1 << 16)
-            if not data:
-                self._loop.remove_reader(self._own)
-            self._received += data
+    def _read(self, data: bytes) -> None:
+        self._received += data
         while len(self._received) >= 4 and len(self._received) >= (end := 4 + int.from_bytes(self._received[:4])):
-            self.heard = time.monotonic()
-            with contextlib.suppress(msgspec.DecodeError, ValueError, TypeError):
-                self.tallies = _tallies(bytes(self._received[4:end]))
+            with contextlib.suppress(msgspec.DecodeError):
+                self._applied, told = figures.decode(bytes(self._received[4:end]))
+                if told is not None:
+                    self._figures, self.heard = told, time.monotonic()
+            while self._times and self._times[0][0] <= self._applied:
+                self._times.popleft()
             del self._received[:end]
+
+    def figures(self) -> Figures:
+        """Returns the counts of the spare; those of the compiled loops are of this moment."""
+        found = figures.summed((self._figures,))
+        for path, counts in zip(self.paths, self.counts.all, strict=False):
+            found.tallies[path].add_native(counts)
+        return found
 
     def leave(self) -> None:
         self.leaving = True
@@ -196,145 +123,4 @@ class Spare:
             os.kill(self.pid, signal.SIGKILL)
 
     def close(self) -> None:
-        self._loop.remove_reader(self._own)
-        self._loop.remove_writer(self._own)
-        self._own.close()
-
-
-def _tallies(data: bytes) -> dict[str, Tally]:
-    """Decodes a report: the counts of what Python answered, by path."""
-    found = {}
-    for path, (types, rcodes, took, queries, answers, sums) in msgspec.msgpack.decode(data).items():
-        tally = Tally()
-        tally.types.update({int(number): int(count) for number, count in types})
-        tally.rcodes.update({(int(number), str(plugin)): int(count) for number, plugin, count in rcodes})
-        tally.took, tally.query_sizes, tally.answer_sizes = list(took), list(queries), list(answers)
-        tally.took_seconds, tally.query_bytes, tally.answer_bytes, tally.dnssec_ok, tally.errors = sums
-        found[str(path)] = tally
-    return found
-
-
-def report(tallies: dict[str, Tally]) -> bytes:
-    """Encodes a report, with its length before it."""
-    body = msgspec.msgpack.encode(
-        {
-            path: (
-                list(tally.types.items()),
-                [(number, plugin, count) for (number, plugin), count in tally.rcodes.items()],
-                tally.took,
-                tally.query_sizes,
-                tally.answer_sizes,
-                (tally.took_seconds, tally.query_bytes, tally.answer_bytes, tally.dnssec_ok, tally.errors),
-            )
-            for path, tally in tallies.items()
-        }
-    )
-    return len(body).to_bytes(4) + body
-
-
-# The spare's side
-
-
-def become(first: Server, link: socket.socket, listener: socket.socket, counts: Counts) -> None:
-    """Serves in the new process. Never returns."""
-    status = 1
-    try:
-        signal.set_wakeup_fd(-1)
-        for number in (*STOP_SIGNALS, signal.SIGCHLD):
-            signal.signal(number, signal.SIG_DFL)
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        os.environ.pop(NOTIFY, None)  # the service manager hears the first server only
-        beat.begin(None)  # the beat is the first server's
-        gc.freeze()  # what the first server made must never be destroyed here: its destructors close descriptors
-        sockets = first.sockets()
-        kept = {link.fileno(), listener.fileno(), *(sock.fileno() for sock in sockets)}
-        _drop_others(kept)
-        set_title("podwire", *("dns-spare", first.config.node_name))
-        data = first.answerer.data
-        if data.memory is not None:
-            data.memory.lib.table_forked(data.memory.raw)
-        events._set_running_loop(None)
-        asyncio.run(_serve(first, sockets, link, listener, counts, data))
-        status = 0
-    except BaseException as err:
-        bugs.report(log, "the spare server ends", err)
-    finally:
-        os._exit(status)
-
-
-def _drop_others(kept: set[int]) -> None:
-    """Replaces all other descriptors by /dev/null: a connection that the first server closes must not stay open here.
-
-    The numbers stay in use, so that a forgotten object of the first server can never close a descriptor of this one.
-    """
-    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-    for entry in list(Path("/proc/self/fd").iterdir()):
-        fd = int(entry.name)
-        if fd > 2 and fd != null and fd not in kept:
-            with contextlib.suppress(OSError):  # the descriptor of the listing
-                os.dup2(null, fd, inheritable=False)
-
-
-async def _serve(
-    first: Server,
-    sockets: list[socket.socket],
-    link: socket.socket,
-    listener: socket.socket,
-    counts: Counts,
-    data: ZoneData,
-) -> None:
-    stop, loop = stop_event(), asyncio.get_running_loop()
-    async with first.spare(sockets, counts, data, stop) as server:
-        frames = feed.Frames()
-        link.setblocking(False)
-        orphan = False
-
-        def read() -> None:
-            nonlocal orphan
-            try:
-                received = link.recv(1 << 18)
-            except (BlockingIOError, InterruptedError):
-                return
-            except OSError:
-                received = b""
-            if not received:
-                orphan = True
-                loop.remove_reader(link)
-                log.warn("the first server is gone, going on with the last zone", answers=len(data.answers))
-                return
-            for message in frames.add(received):
-                if isinstance(message, feed.Delta):
-                    data.apply(message)
-
-        loop.add_reader(link, read)
-        listener.setblocking(False)
-        holding = asyncio.create_task(_hold(listener, sockets, stop))
-        while not stop.is_set():
-            if not orphan:
-                with contextlib.suppress(OSError):  # a full queue: the next report has everything
-                    link.send(report(server.tallies_of_python()))
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(stop.wait(), TELL_SECONDS)
-        holding.cancel()
-
-
-async def _hold(listener: socket.socket, sockets: list[socket.socket], stop: asyncio.Event) -> None:
-    """Gives the sockets to the next server, and sets `stop` when that server says so."""
-    loop = asyncio.get_running_loop()
-
-    async def give(heir: socket.socket) -> None:
-        with heir:
-            try:
-                socket.send_fds(heir, [b"S"], [sock.fileno() for sock in sockets[:MOST_SOCKETS]])
-                if await loop.sock_recv(heir, 1) == LEAVE:
-                    stop.set()
-            except OSError:
-                pass  # the heir is gone; another one will come
-
-    giving: set[asyncio.Task[None]] = set()
-    while True:
-        heir, _ = await loop.sock_accept(listener)
-        heir.setblocking(False)
-        task = asyncio.create_task(give(heir))
-        giving.add(task)
-        task.add_done_callback(giving.discard)
+        self._link.close()

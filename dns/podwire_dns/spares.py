@@ -1,5 +1,5 @@
 """Keeps one spare server beside the first one: starts it, renews it for a new zone or new settings, replaces it when it
-dies or stops.
+dies, stops or falls behind.
 """
 
 from __future__ import annotations
@@ -9,31 +9,44 @@ import contextlib
 import os
 import socket
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from podwire_base.role import logs
 
-from . import feed, metrics
-from .spare import AGAIN_SECONDS, LEAVE_SECONDS, SILENT_SECONDS, Spare
+from . import feed, figures
+from .figures import Figures
+from .spare import LAG_SECONDS, SILENT_SECONDS, Spare
 
 if TYPE_CHECKING:
     from .server import Server
 
 log = logs.get("dns")
 LOOK_SECONDS = 0.1
+LEAVE_SECONDS = 10.0  # of a spare that another one replaces
+END_SECONDS = 2.0  # of a spare at the end of the role
+AGAIN_SECONDS = 1.0  # before the next try, if a spare ends right after its start
 
 
 class Spares:
-    """lost: the queries that spares had read when they were killed. ended: the spares that ended without being told."""
+    """lost: the queries that spares had read when they were killed. ended: the spares that ended without being told.
+    dismissed: the next server took the sockets over.
+    """
 
     def __init__(self, server: Server, listener: socket.socket) -> None:
         self.server, self.listener = server, listener
         self.spare: Spare | None = None
         self.lost = self.ended = 0
+        self.dismissed = self.lingering = False  # lingering: no spare follows one that was dismissed
         self._old: list[Spare] = []
         self._of: tuple[object, ...] = ()  # the zone and the settings that the spare has
         self._due = 0.0
-        self._retired = {path: metrics.Tally() for path in metrics.PATHS}
+        self._retired = Figures()
+
+    def _every(self) -> Iterator[Spare]:
+        yield from list(self._old)
+        if self.spare is not None:
+            yield self.spare
 
     async def follow(self) -> None:
         """Looks after the spare, for ever."""
@@ -44,21 +57,23 @@ class Spares:
     def relay(self, message: feed.Message) -> None:
         """Passes a change of the zone to the spare."""
         if self.spare is not None and self._of == self._wanted():
-            self.spare.send(message)
+            self.spare.send(message, time.monotonic())
 
     def _wanted(self) -> tuple[object, ...]:
         server = self.server
-        return id(server.answerer.data), server.reloads, server.mended
+        return server.zones, server.reloads, server.mended
 
     def look(self) -> None:
         self._reap()
         now, wanted = time.monotonic(), self._wanted()
-        for spare in (*self._old, *([self.spare] if self.spare is not None else [])):
-            limit = spare.heard + (LEAVE_SECONDS if spare.leaving else SILENT_SECONDS)
-            if now > limit:
-                log.error("a spare server does not answer, killing it", pid=spare.pid)
+        for spare in self._every():
+            silent = now - spare.heard > (LEAVE_SECONDS if spare.leaving else SILENT_SECONDS)
+            if silent or (spare.lag(now) > LAG_SECONDS and not spare.leaving):
+                log.error("a spare server does not follow, killing it", pid=spare.pid, lag_s=spare.lag(now))
                 spare.kill()
         if self.server.leaving or not self.server.answerer.data.synced or now < self._due:
+            return
+        if self.lingering and self.dismissed:
             return
         if self.spare is None or self._of != wanted:
             self._due = now + AGAIN_SECONDS
@@ -69,53 +84,48 @@ class Spares:
                 return
             if self.spare is not None:
                 self.spare.leave()
+                self.spare.heard = now  # from now on, it has LEAVE_SECONDS
                 self._old.append(self.spare)
-            self.spare, self._of = fresh, wanted
+            self.spare, self._of, self.dismissed = fresh, wanted, False
             log.info("spare server started", pid=fresh.pid)
 
     def _reap(self) -> None:
-        for spare in (*self._old, *([self.spare] if self.spare is not None else [])):
+        for spare in self._every():
             try:
                 pid, status = os.waitpid(spare.pid, os.WNOHANG)
             except ChildProcessError:
                 pid, status = spare.pid, 0
             if not pid:
                 continue
+            self.dismissed = self.dismissed or (not status and not spare.leaving)
             if not spare.leaving:
                 lost = spare.counts.taken
                 self.lost, self.ended = self.lost + lost, self.ended + 1
-                log.warn("a spare server ended, starting another", status=os.waitstatus_to_exitcode(status), lost=lost)
+                log.warn("a spare server ended", status=os.waitstatus_to_exitcode(status), lost=lost)
             self._retire(spare)
 
     def _retire(self, spare: Spare) -> None:
-        for path, tally in self._of_spare(spare).items():
-            self._retired[path] = metrics.total((self._retired[path], tally))
+        self._retired = figures.summed((self._retired, spare.figures().ended()))
         spare.close()
         if spare is self.spare:
             self.spare = None
         else:
             self._old.remove(spare)
 
-    def _of_spare(self, spare: Spare) -> dict[str, metrics.Tally]:
-        found = {path: metrics.total((spare.tallies.get(path, metrics.Tally()),)) for path in metrics.PATHS}
-        for path, counts in zip(spare.paths, spare.counts.all, strict=False):
-            found[path].add_native(counts)
-        return found
-
-    def tallies(self) -> dict[str, metrics.Tally]:
-        """Returns the counts of all spares since the start, by path."""
-        every = [self._of_spare(spare) for spare in (*self._old, *([self.spare] if self.spare is not None else []))]
-        return {path: metrics.total((self._retired[path], *(each[path] for each in every))) for path in metrics.PATHS}
+    def figures(self) -> Figures:
+        """Returns the counts of all spares since the start."""
+        return figures.summed((self._retired, *(spare.figures() for spare in self._every())))
 
     async def leave(self) -> None:
-        """Ends the spares. Returns when they have ended, after at most LEAVE_SECONDS."""
-        for spare in (*self._old, *([self.spare] if self.spare is not None else [])):
+        """Ends the spares. Returns when they have ended, after at most END_SECONDS."""
+        for spare in self._every():
             spare.leave()
-        end = time.monotonic() + 2.0
-        while (self.spare is not None or self._old) and time.monotonic() < end:
+        end = time.monotonic() + END_SECONDS
+        while any(self._every()) and time.monotonic() < end:
             self._reap()
-            await asyncio.sleep(0.02)
-        for spare in (*self._old, *([self.spare] if self.spare is not None else [])):
+            await asyncio.sleep(0.01)
+        for spare in self._every():
             spare.kill()
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(spare.pid, 0)
+            self._retire(spare)

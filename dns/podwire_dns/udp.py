@@ -10,6 +10,7 @@ import array
 import contextlib
 import errno
 import os
+import signal
 import socket
 import struct
 import threading
@@ -28,6 +29,9 @@ SEND, FORWARDED = 16, 64  # of batch.c
 PASSING = frozenset((errno.EINTR, errno.EAGAIN, errno.ECONNREFUSED))
 SHORT_OF_MEMORY = frozenset((errno.ENOBUFS, errno.ENOMEM))
 PAUSE_SECONDS, WAKE_SECONDS = 0.01, 0.5
+KICK_SECONDS = 0.01
+KICK = signal.SIGURG  # interrupts the system call of a thread; ignored where no handler is installed
+LAST_QUERIES = 4096  # of a queue, which clients may fill faster than the last look empties it
 Send = Callable[[bytes], None]
 Waiting = list[tuple[Pending, Send, bytes]]  # a query, the sender of its answer, and its source (shares.py)
 Later = Callable[[Waiting], object]
@@ -51,7 +55,7 @@ class UdpLoop:
         shared: bool = False,
         counts: Any = None,
     ) -> None:
-        """shared: another process reads this socket too. counts: the memory of the counts, see native/batch.c."""
+        """shared: another process may read this socket too. counts: the memory of the counts, see native/batch.c."""
         self.shared = shared
         self.sock, self.answerer, self.later, self.observer = sock, answerer, later, observer
         self._native = native
@@ -72,6 +76,8 @@ class UdpLoop:
         self.address = str(sock.getsockname()[0])
         self.failed = ""  # the error that ended the thread
         self.stopping = False
+        self._idle, self._turns = True, 0  # of `_one`
+        self._seen, self._since = -1, time.monotonic()  # the progress at the last look, and the time of a change
         if self.shared:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", 0, int(WAKE_SECONDS * 1e6)))
         self.thread = threading.Thread(target=self._run, daemon=True, name=f"udp {self.address}")
@@ -85,6 +91,19 @@ class UdpLoop:
             why = str(err) or repr(err)
         if not self.stopping:
             self.failed = why
+
+    def stuck_since(self, now: float) -> float | None:
+        """Returns the time since which the thread handles the same queries; None if it waits for some, or ended. Only
+        the event loop calls this function.
+        """
+        if self.batch is None:
+            idle, turns = self._idle, self._turns
+        else:
+            idle, turns = bool(self.batch.idle), int(self.batch.counts.calls)
+        if idle or turns != self._seen or not self.thread.is_alive():
+            self._seen, self._since = turns, now
+            return None
+        return self._since
 
     def configure(self) -> None:
         """Applies changes of the answerer and the observer, also while packets arrive."""
@@ -118,24 +137,26 @@ class UdpLoop:
     def stop(self, seconds: float) -> None:
         """Ends the thread within `seconds`. The thread first answers the queries in the queue."""
         self.stop_soon()
-        if self.shared:  # a shutdown would stop the other process too; the thread looks after WAKE_SECONDS
-            self.thread.join(seconds + WAKE_SECONDS)
+        if self.shared:  # a shutdown would stop the other process too
+            end = time.monotonic() + seconds + WAKE_SECONDS
+            while self.thread.is_alive() and time.monotonic() < end:
+                if self.thread.ident is not None and callable(signal.getsignal(KICK)):
+                    signal.pthread_kill(self.thread.ident, KICK)
+                self.thread.join(KICK_SECONDS)
             return
         with contextlib.suppress(OSError):  # the call fails with ENOTCONN but wakes the thread
             self.sock.shutdown(socket.SHUT_RD)
         self.thread.join(seconds)
 
-    def close(self) -> None:
-        """Answers the queries that arrived after the end of the thread, and closes the socket."""
+    def close(self, *, last: bool = True) -> None:
+        """Answers the queries that arrived after the end of the thread, and closes the socket. last: no other process
+        reads the queue.
+        """
         self.flush()
-        if self.shared:  # the other process reads the queue
-            self._hand_over()
-            self.sock.close()
-            return
-        self.sock.setblocking(False)
         with contextlib.suppress(OSError):  # the queue is empty
-            while True:
-                data, peer = self.sock.recvfrom(LARGEST_QUERY)
+            for _ in range(LAST_QUERIES if last else 0):
+                # Not `setblocking`: it would change the socket for the other processes too.
+                data, peer = self.sock.recvfrom(LARGEST_QUERY, socket.MSG_DONTWAIT)
                 if not data and not peer:
                     break
                 answer = self._answer(data, peer)
@@ -152,6 +173,7 @@ class UdpLoop:
     def _one(self) -> None:
         receive, send = self.sock.recvfrom, self.sock.sendto
         while not (self.stopping and self.shared):
+            self._idle = True
             try:
                 data, peer = receive(LARGEST_QUERY)
             except ConnectionError:
@@ -159,6 +181,8 @@ class UdpLoop:
             except OSError as err:
                 _pass_over(err.errno or 0)
                 continue
+            finally:
+                self._idle, self._turns = False, self._turns + 1
             if not data and not peer:
                 return
             try:

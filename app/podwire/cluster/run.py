@@ -117,7 +117,7 @@ def _import_all() -> None:
 
     import podwire_cni.agent
     import podwire_dns.feeder
-    import podwire_dns.server
+    import podwire_dns.role
     import podwire_proxy.l2.announcer
     import podwire_proxy.main
     from podwire_node import kubelet
@@ -125,7 +125,7 @@ def _import_all() -> None:
     _ = (
         podwire_cni.agent,
         podwire_dns.feeder,
-        podwire_dns.server,
+        podwire_dns.role,
         podwire_proxy.main,
         podwire_proxy.l2.announcer,
         pyroute2,

@@ -49,6 +49,7 @@ class Beat:
         self._thread = threading.get_ident()
         self._main = time.monotonic()
         self._works: dict[int, float] = {}
+        self._stuck: dict[str, float] = {}
         self._written = 0.0
         self._write(self._main)
 
@@ -73,6 +74,13 @@ class Beat:
             self._written = 0.0
         self.tick(did)
 
+    def stuck(self, part: str, since: float | None) -> None:
+        """Tell of a part of the role that another part watches: it makes no progress since then; None: it does."""
+        if since is None:
+            self._stuck.pop(part, None)
+        else:
+            self._stuck[part] = since
+
     @contextlib.contextmanager
     def work(self, what: str) -> Iterator[None]:
         thread = threading.get_ident()
@@ -89,7 +97,7 @@ class Beat:
 
     def _write(self, now: float) -> None:
         self._written = now
-        at = min([self._main, *self._works.values()])
+        at = min([self._main, *self._works.values(), *self._stuck.values()])
         with contextlib.suppress(OSError):  # a beat that is not written ends the role in time
             os.pwrite(self.fd, line(at, os.getpid(), self.ready, self.revision, self.did), 0)
 
@@ -148,6 +156,11 @@ def tick(did: str = "", revision: str = "") -> None:
     """Tell progress. did: what was done. revision: the API's resourceVersion that this was about."""
     if _current is not None:
         _current.tick(did, revision)
+
+
+def stuck(part: str, since: float | None) -> None:
+    if _current is not None:
+        _current.stuck(part, since)
 
 
 def tell(ready: bool, did: str) -> None:

@@ -25,23 +25,16 @@ log = logs.get("helper")
 LARGEST = 128 * 1024  # bytes of a message
 SECONDS = 10.0  # for one call
 SOCKET, FILE = "socket", "file"
+ANOTHER = "another connection"
 Calls = Mapping[str, Callable[..., Any]]
 
 
-class Helper:
-    """The role's end. `call` is thread-safe. title: what `ps` shows after "podwire"."""
+class Connection:
+    """A connection to a helper. `call` is thread-safe. owner: the process that may call."""
 
-    def __init__(self, calls: Calls, title: tuple[str, ...]) -> None:
-        """Fork the helper. No other thread may run yet. Raises OSError."""
-        own, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        parent = os.getpid()
-        self.pid = os.fork()
-        if self.pid == 0:
-            own.close()
-            _serve(other, calls, title, parent)
-        other.close()
-        own.settimeout(SECONDS)
-        self._sock, self._lock, self._owner = own, threading.Lock(), parent
+    def __init__(self, sock: socket.socket, owner: int) -> None:
+        sock.settimeout(SECONDS)
+        self._sock, self._lock, self._owner = sock, threading.Lock(), owner
         self._number = 0  # of the last call
 
     @property
@@ -82,10 +75,73 @@ class Helper:
             for fd in fds:
                 os.close(fd)
 
+    def another(self) -> Connection:
+        """Returns a second connection to the same helper, for a fork of this process, which must `adopt` it. Raises
+        OSError.
+        """
+        return Connection(self.call(ANOTHER), 0)
+
+    def adopt(self) -> None:
+        """Make this process the owner. Its parent calls `close_here`."""
+        self._owner, self._lock = os.getpid(), threading.Lock()
+
+    def close_here(self) -> None:
+        """Close the descriptor of this process only."""
+        self._sock.close()
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
     def close(self) -> None:
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)
         self._sock.close()
+
+
+class Helper(Connection):
+    """The helper itself, with the first connection. title: what `ps` shows after "podwire"."""
+
+    def __init__(self, calls: Calls, title: tuple[str, ...]) -> None:
+        """Fork the helper. No other thread may run yet. Raises OSError."""
+        own, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        parent = os.getpid()
+        self.pid = os.fork()
+        if self.pid == 0:
+            own.close()
+            _serve(other, calls, title, parent)
+        other.close()
+        super().__init__(own, parent)
+
+
+class _Table(dict[str, Callable[..., Any]]):
+    """The calls of a helper, one at a time, and the one that makes another connection."""
+
+    def __init__(self, calls: Calls) -> None:
+        super().__init__(calls)
+        self.lock = threading.Lock()
+        self[ANOTHER] = self._another
+
+    def _another(self) -> socket.socket:
+        own, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        threading.Thread(target=self.answer, args=(own,), daemon=True).start()
+        return other
+
+    def answer(self, sock: socket.socket, wanted: Callable[[], bool] = lambda: True) -> None:
+        """Answer the requests of one connection until its other end is closed. Raises OSError."""
+        with sock:
+            while wanted():
+                request = sock.recv(LARGEST)
+                if not request:
+                    break
+                with self.lock:
+                    answer, passed = answer_to(request, self)
+                try:
+                    socket.send_fds(sock, [answer], [passed.fileno()] if passed else [])
+                except BrokenPipeError:
+                    break
+                finally:
+                    if passed:
+                        passed.close()
 
 
 def _serve(sock: socket.socket, calls: Calls, title: tuple[str, ...], parent: int) -> None:
@@ -98,14 +154,7 @@ def _serve(sock: socket.socket, calls: Calls, title: tuple[str, ...], parent: in
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
         set_title("podwire", *title)
-        while os.getppid() == parent:
-            request = sock.recv(LARGEST)
-            if not request:
-                break
-            answer, passed = answer_to(request, calls)
-            socket.send_fds(sock, [answer], [passed.fileno()] if passed else [])
-            if passed:
-                passed.close()
+        _Table(calls).answer(sock, lambda: os.getppid() == parent)
     except OSError:
         pass  # the role is gone
     finally:

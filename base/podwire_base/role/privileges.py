@@ -52,6 +52,12 @@ def drop(user: int, group: int) -> None:
     _check(_libc.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0), "read the own /proc")
 
 
+def parent_signal() -> int:
+    """Returns the signal that the kernel sends to this process when its parent ends; 0: none."""
+    signal = ctypes.c_int()
+    return signal.value if _libc.prctl(PR_GET_PDEATHSIG, ctypes.byref(signal), 0, 0, 0) == 0 else 0
+
+
 def can_drop() -> bool:
     """Whether this process has the capabilities that `drop` needs. A container may lack them."""
     with contextlib.suppress(OSError, KeyError, ValueError):

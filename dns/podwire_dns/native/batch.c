@@ -313,7 +313,9 @@ int batch_receive(struct batch *b)
 			return -EAGAIN;
 		for (int i = 0; i < BATCH; i++)
 			b->in_headers[i].msg_hdr.msg_namelen = sizeof b->peers[i];
+		b->idle = 1;
 		int count = recvmmsg(b->fd, b->in_headers, BATCH, MSG_WAITFORONE, NULL);
+		b->idle = 0;
 		if (count < 0)
 			return -errno;
 		if (count > 0 && !b->in_headers[0].msg_len && !b->in_headers[0].msg_hdr.msg_namelen)

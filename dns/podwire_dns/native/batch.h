@@ -51,6 +51,7 @@ struct batch {
 	int32_t packet_size;
 	struct batch_counts *counts;
 	int32_t stop; /* batch_receive returns before it receives more */
+	int32_t idle; /* the thread waits for queries */
 #ifdef PODWIRE_CDEF
 	...;
 #else

@@ -35,7 +35,7 @@ PROGRAM = """
 import sys
 from pathlib import Path
 from podwire_dns.config import DnsConfig
-from podwire_dns.server import run
+from podwire_dns.role import run
 
 run(DnsConfig("n1", None, Path(sys.argv[1]), notrack=False, corefile=sys.argv[1] + "/Corefile", upstreams=()))
 """
@@ -274,6 +274,37 @@ def test_calls_go_through_a_real_helper(tmp_path: Path, monkeypatch: pytest.Monk
     helper.close()
     with pytest.raises(OSError, match="helper"):
         helper.call("lease", "10.0.0.7")
+    os.waitpid(helper.pid, 0)
+
+
+def test_a_fork_has_a_connection_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "cni" / "leases").mkdir(parents=True)
+    (tmp_path / "cni" / "leases" / "10.0.0.7").write_text("lease")
+    config = DnsConfig("n1", None, tmp_path, listen=("127.0.0.1",), port=free_port())
+    helper = Helper(Rights(Sources(config), config).calls(), ("dns-helper", "n1"))
+    twin = helper.another()
+    with pytest.raises(OSError, match="another process"):
+        twin.call("lease", "10.0.0.7")
+    reader, writer = os.pipe()
+    if (pid := os.fork()) == 0:
+        try:
+            twin.adopt()
+            for _ in range(200):  # answers must not get mixed up with those of the other process
+                assert twin.call("lease", "10.0.0.7") == "lease"
+            with pytest.raises(OSError, match="no address"):
+                twin.call("open_socket", "127.0.0.1", 1, int(socket.SOCK_DGRAM))
+            os.write(writer, b"good")
+        finally:
+            os._exit(0)
+    twin.close_here()
+    for _ in range(200):
+        with pytest.raises(FileNotFoundError):
+            helper.call("lease", "10.0.0.8")
+    os.waitpid(pid, 0)
+    os.close(writer)
+    assert os.read(reader, 4) == b"good"
+    os.close(reader)
+    helper.close()
     os.waitpid(helper.pid, 0)
 
 

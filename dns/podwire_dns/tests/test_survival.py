@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import dns.message
+import dns.query
+import dns.rcode
 import pytest
 
 from podwire_base.kube.client.reflector import Event
@@ -31,6 +33,7 @@ from podwire_dns.config import DnsConfig
 from podwire_dns.feeder import Feeder
 from podwire_dns.testing import builders, cases
 from podwire_dns.testing.cases import HTTP, SVC, service
+from podwire_dns.tests.test_observed import get, samples
 from podwire_dns.tests.test_server import feed, free_port
 
 SECONDS = 660 if os.environ.get("PODWIRE_LONG") else 5
@@ -48,8 +51,10 @@ def eventually(check: Callable[[], bool], what: str, seconds: float = 20) -> Non
 class Node:
     """Server processes, and a feeder in a thread."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, first: str = "", *flags: str) -> None:
+        """first: Python that each server runs before anything else."""
         self.config = replace(builders.CONFIG, run_dir=folder, listen=("127.0.0.1",), port=free_port())
+        self.first, self.flags = first, flags
         self.loop = asyncio.new_event_loop()
         self.thread = threading.Thread(target=self.loop.run_forever)
         self.thread.start()
@@ -58,24 +63,16 @@ class Node:
         self.process = self.start()
         self.feed()
 
+    def words(self) -> list[str]:
+        return [
+            *("--run-dir", str(self.config.run_dir), "--listen", "127.0.0.1", "--port", str(self.config.port)),
+            *("--no-notrack", "--upstream", "none", "--spare", *self.flags),
+        ]
+
     def start(self) -> subprocess.Popen[bytes]:
-        words = ["--run-dir", str(self.config.run_dir), "--listen", "127.0.0.1", "--port", str(self.config.port)]
+        script = f"{self.first}\nfrom podwire_dns.main import command; command()"
         with (self.config.run_dir / "server.log").open("a") as out:
-            return subprocess.Popen(
-                [
-                    sys.executable,
-                    "-m",
-                    "podwire_dns.main",
-                    "server",
-                    *words,
-                    "--no-notrack",
-                    "--upstream",
-                    "none",
-                    "--spare",
-                ],
-                stderr=out,
-                stdout=out,
-            )
+            return subprocess.Popen([sys.executable, "-c", script, "server", *self.words()], stderr=out, stdout=out)
 
     def run(self, work: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self.loop).result(patient(20))
@@ -108,8 +105,9 @@ class Node:
 
     def spare(self) -> int:
         told = self.status()
-        pid = int(told.get("figures", {}).get("spare", 0))
-        return pid if told.get("pid") == self.process.pid and pid and b"dns-spare" in command(pid) else 0
+        pid, first = int(told.get("figures", {}).get("spare", 0)), int(told.get("pid", 0))
+        mine = first in (self.process.pid, *children(self.process.pid))
+        return pid if mine and pid and b"dns-spare" in command(pid) else 0
 
     def both(self, but: int = 0) -> bool:
         return self.spare() not in (0, but)
@@ -139,6 +137,13 @@ class Node:
             self.starve()
         self.loop.call_soon_threadsafe(self.loop.stop)
         self.thread.join()
+
+
+def children(pid: int) -> list[int]:
+    try:
+        return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
 
 
 def command(pid: int) -> bytes:
@@ -310,6 +315,101 @@ def test_killing_and_stopping_for_a_while(node: Node) -> None:
                 time.sleep(0.3)
                 os.kill(pid, signal.SIGCONT)
     clients.check(kills)
+
+
+@pytest.fixture
+def started(tmp_path: Path) -> Iterator[Callable[..., Node]]:
+    """Starts nodes with other settings."""
+    with contextlib.ExitStack() as stack:
+
+        def start(first: str = "", *flags: str) -> Node:
+            made = Node(tmp_path, first, *flags)
+            stack.callback(made.close)
+            eventually(made.both, "there are two servers")
+            return made
+
+        yield start
+
+
+def test_a_spare_that_falls_behind_is_replaced(started: Callable[..., Node]) -> None:
+    """The tables of the two never differ for longer than LAG_SECONDS."""
+    node = started("from podwire_dns import spares; spares.LAG_SECONDS = 0.5")
+    before = node.spare()
+    os.kill(before, signal.SIGSTOP)
+    time.sleep(1)
+    assert node.both(), "a spare without changes has nothing to fall behind of"
+    node.change(service("fresh", ip="10.96.99.1", ports=[HTTP]))
+    eventually(lambda: node.both(before), "another spare has the change")
+    assert b"dns-spare" not in command(before)
+    assert "a spare server does not follow, killing it" in node.log()
+
+
+def test_a_spare_that_nobody_succeeds_ends(started: Callable[..., Node]) -> None:
+    node = started("from podwire_dns import spareprocess; spareprocess.ORPHAN_SECONDS = 0.5")
+    spare = node.spare()
+    node.process.kill()
+    node.process.wait()
+    eventually(lambda: b"dns-spare" not in command(spare), "the spare ended")
+
+
+def test_a_spare_that_stands_still_does_not_keep_queries(started: Callable[..., Node]) -> None:
+    """Its sockets would get a part of the datagrams for ever."""
+    node = started("from podwire_dns import heritage; heritage.ASK_SECONDS = 0.3")
+    spare = node.spare()
+    os.kill(spare, signal.SIGSTOP)
+    node.kill("server")
+    eventually(lambda: node.both(spare), "there are two servers again")
+    assert b"dns-spare" not in command(spare)
+    with Clients(node.config) as clients:
+        time.sleep(0.3)
+    clients.check(0)
+
+
+SUPERVISOR = """
+from functools import partial
+from podwire_base.role.supervisor import Role, Supervisor
+from podwire_dns import role
+def run(config):
+    Supervisor([Role("dns", partial(role_run, config))], None).run()
+role_run, role.run = role.run, run
+"""
+
+
+def test_a_killed_supervisor_is_not_missed(started: Callable[..., Node]) -> None:
+    """Both servers go on until the next supervisor's server takes the sockets over."""
+    node = started(SUPERVISOR)
+    old = {node.spare(), int(node.status()["pid"])}
+    with Clients(node.config) as clients:
+        node.kill("server")  # which is the supervisor here
+        eventually(lambda: "the supervisor is gone" in node.log(), "the server knows")
+        assert all(command(pid).startswith(b"podwire") for pid in old), "both go on"
+        eventually(lambda: node.spare() not in (0, *old), "there are two servers again")
+        eventually(lambda: not any(command(pid) for pid in old), "the old ones left")
+        time.sleep(0.2)
+    clients.check(0)
+    assert clients.lost == 0
+
+
+def test_metrics_are_those_of_both(started: Callable[..., Node]) -> None:
+    pages = f"127.0.0.1:{free_port()}"
+    node = started("", "--metrics-address", pages)
+
+    def figure(name: str) -> float:
+        page = samples(asyncio.run(get(pages, "/metrics"))[1])
+        return sum(value for key, value in page.items() if key.partition("{")[0] == name)
+
+    with Clients(node.config) as clients:
+        eventually(lambda: clients.sent > 400, "queries were answered")
+    assert figure("coredns_dns_requests_total") == clients.sent
+    assert figure("coredns_dns_responses_total") == clients.sent
+    assert (figure("podwire_dns_servers"), figure("podwire_dns_spares_ended_total")) == (2, 0)
+    for number in range(60):  # these names are Python's business, which reports each second
+        query = dns.message.make_query(f"n{number}.example.com.", "A")
+        assert dns.query.udp(query, "127.0.0.1", patient(5), node.config.port).rcode() == dns.rcode.REFUSED
+    eventually(lambda: figure("coredns_dns_requests_total") == clients.sent + 60, "every query is counted once")
+    node.kill("spare")
+    eventually(lambda: figure("podwire_dns_spares_ended_total") == 1, "the end is counted")
+    assert figure("coredns_dns_requests_total") >= clients.sent + 60 - BATCH, "the counts of the spare stay"
 
 
 def test_the_spare_shares_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
