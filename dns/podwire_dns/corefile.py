@@ -121,6 +121,8 @@ class _Reader:
                 readers[item.name](item, made)
             elif item.name in corefile_words.ACCESS:
                 self.access(item)
+            elif item.name in corefile_words.SOURCES:
+                self.source(item, made)
             elif item.name in corefile_words.IDLE_DIRECTIVES:
                 self.note(item, f"has no effect here: {corefile_words.IDLE_DIRECTIVES[item.name]}")
             elif item.name not in ALWAYS or item.args not in ([], ["stdout"]):
@@ -129,6 +131,18 @@ class _Reader:
         rules = Block(made.wire, tuple(made.rewrites), tuple(made.templates), tuple(made.hosts))
         self.set(blocks=(*self.config.blocks, rules))
         self.sent.append(corefile_routes.Block(made.wire, made.sendings, bool(made.rewrites)))
+
+    def source(self, item: Directive, server: _Server) -> None:
+        """Keeps the names of a source that this server does not read from the upstreams of its block.
+
+        With `fallthrough`, CoreDNS sends the names that the source does not have to the upstreams too.
+        """
+        if any(option.name == "fallthrough" for option in item.block):
+            self.note(item, "is not supported: the names of its zones go to the upstreams, as fallthrough says")
+            return
+        zones = corefile_routes.zone_names(corefile_words.source_zones(item), item) or list(server.zones)
+        self.note(item, f"is not supported: names in {', '.join(zones)} are refused")
+        server.sendings.append(Sending(item, corefile_routes.wire(zones), (), Forward(".", ()), source=True))
 
     def idle(self, item: Directive) -> None:
         """Reports the options that have no effect in this server, and removes them."""

@@ -71,12 +71,16 @@ def key(word: str, block: Directive) -> Key:
 
 @dataclass(frozen=True, slots=True)
 class Sending:
-    """One `forward`. It takes the names in `sources` that are not in `excepts`."""
+    """One `forward`. It takes the names in `sources` that are not in `excepts`.
+
+    source: a directive that answers these names from a source that this server does not read. No upstream gets them.
+    """
 
     item: Directive
     sources: tuple[bytes, ...]
     excepts: tuple[bytes, ...]
     forward: Forward
+    source: bool = False
 
     def takes(self, name: bytes) -> bool:
         return inside(name, self.sources) is not None and inside(name, self.excepts) is None
@@ -90,8 +94,18 @@ class Block:
     sendings: list[Sending] = field(default_factory=list)
     rewrites: bool = False
 
-    def chosen(self, name: bytes) -> Sending | None:
+    def first(self, name: bytes) -> Sending | None:
         return next((each for each in self.sendings if each.takes(name)), None)
+
+    def chosen(self, name: bytes) -> Sending | None:
+        """Returns the forward of a name; None if no upstream gets the name."""
+        found = self.first(name)
+        return None if found is None or found.source else found
+
+    def hidden(self, name: bytes) -> bool:
+        """Whether a source takes the name before any forward."""
+        found = self.first(name)
+        return found is not None and found.source
 
 
 Note = Callable[[Directive, str], None]
@@ -113,8 +127,8 @@ def routes(blocks: list[Block], ours: tuple[bytes, ...], note: Note) -> tuple[Fo
         made |= {point: found for point, found in chosen.items() if inside(point, ours) is None}
         for sending in block.sendings:
             held = [point for point, found in chosen.items() if found is sending]
-            if held or not block.rewrites:
-                _tell(sending, held, mine, ours, note)
+            if not sending.source and (held or not block.rewrites):
+                _tell(sending, held, [point for point in mine if not block.hidden(point)], ours, note)
     moved = [(b.zones[0], {p: b.chosen(p) for p in _points(b, ours)}) for b in blocks if b.rewrites]
     return tuple(
         replace(

@@ -125,7 +125,7 @@ def _check(line: str, qtype: int | None) -> None:
     An error that depends on groups, or on the type of the question, appears only with a query.
     """
     value = templates.scope("a.example.", "example.", qtype or 1, templates.Whole("a.example."))
-    expressions = [found[1] for found in templates.EXPRESSION.finditer(line)]
+    expressions = [inner for _, inner in templates.pieces(line) if inner is not None]
     later = [text for text in expressions if "Group" in text or "Match" in text or (text == ".Type" and qtype is None)]
     for text in expressions:
         if text not in later:

@@ -58,6 +58,15 @@ VALUES = _words(
     "answer additional authority class denial except expire kubeconfig lameduck match max_fails pods policy rcode"
     " servfail success tls_servername ttl"
 )
+# Directives that answer the names of zones from a source that podwire does not read -> the form of their arguments.
+# These names must not go to an upstream, which has other answers for them, or learns of them.
+ZONES_OF_ARGS, ZONES_AFTER_FILE, ZONES_BEFORE_COLON, ZONES_AFTER_COLON = range(4)
+SOURCES = {
+    **dict.fromkeys(("auto", "etcd", "k8s_external", "k8s_gateway", "nomad", "secondary"), ZONES_OF_ARGS),
+    "file": ZONES_AFTER_FILE,
+    **dict.fromkeys(("clouddns", "route53"), ZONES_BEFORE_COLON),
+    "azure": ZONES_AFTER_COLON,
+}
 IDLE_DIRECTIVES = {  # directive without effect in podwire -> reason
     "any": "queries of type ANY are always refused",
     "minimal": "answers have additional records only for SRV, and drop them first when they are too large",
@@ -71,6 +80,18 @@ IDLE = {  # option without effect in podwire -> reason
     "max_idle_conns": "there is one connection for each TCP or TLS upstream",
     "failfast_all_unhealthy_upstreams": "upstreams that are down are still asked, last",
 }
+
+
+def source_zones(item: Directive) -> list[str]:
+    """Returns the zones that a directive of SOURCES answers; empty: those of its server block."""
+    match SOURCES[item.name]:
+        case form if form == ZONES_AFTER_FILE:
+            return item.args[1:]
+        case form if form == ZONES_BEFORE_COLON:
+            return [word.partition(":")[0] for word in item.args]
+        case form if form == ZONES_AFTER_COLON:
+            return [word.partition(":")[2] or word for word in item.args]
+    return item.args
 
 
 def check(item: Directive) -> None:

@@ -41,7 +41,7 @@ from .waiting import WaitingQueries
 from .zone import ZoneData
 
 log = logs.get("dns")
-OWN_SECONDS = 10.0  # between two looks at the addresses of this node
+OWN_SECONDS = 3.0  # between two looks at the addresses of this node
 HERITAGE_SECONDS = 0.05
 LEAVE_SECONDS = 0.5
 SIBLING_SECONDS = 10.0
@@ -83,7 +83,7 @@ class Server:
         self.broken = ""  # what clients miss because a socket cannot be served
         self.reloads = 0
         self.waiting = WaitingQueries(self.answerer, self.observer, lambda: self.forwarder)
-        self._synced = asyncio.Event()
+        self._synced, self._listening = asyncio.Event(), asyncio.Lock()
         self._tcp = TcpService(
             self.answerer, self.observer, self.waiting.add_one, min(tcp.MAX_CONNECTIONS, self.files // 4)
         )
@@ -297,6 +297,10 @@ class Server:
 
         Raises BadConfig or OSError; the old settings then stay in use.
         """
+        async with self._listening:
+            await self._reload(config)
+
+    async def _reload(self, config: DnsConfig) -> None:
         old = self.config
         routes = [(each.routes(), each.homes()) for each in (config, old)]
         forwarder = self._forwarder(config, self.answerer.cache) if routes[0] != routes[1] else None
@@ -381,7 +385,7 @@ class Server:
     async def _housekeeping(self) -> None:
         """Prefetches the answers that the cache reports as due, and checks this server's /health as a kubelet does."""
         self._probe()
-        checked, looked = time.monotonic(), float("-inf")
+        checked, looked, followed = time.monotonic(), float("-inf"), time.monotonic()
         while True:
             if time.monotonic() - looked >= OWN_SECONDS:
                 looked = time.monotonic()
@@ -390,11 +394,29 @@ class Server:
             self.forwarder.refresh()
             if self._given is not None:
                 continue
+            if looked > followed:
+                followed = time.monotonic()
+                await self.follow_addresses()
             self.watch(time.monotonic())
             self.mend()
             if self.config.health_address and time.monotonic() - checked >= HEALTH_SECONDS:
                 checked = time.monotonic()
                 await self.check_health()
+
+    async def follow_addresses(self) -> None:
+        """Answers at the addresses that this network namespace has now, where a wildcard stands for them."""
+        async with self._listening:
+            try:
+                beside = await asyncio.to_thread(host.beside, self.config.addresses())
+                have = [udp.address for udp in self._udp]
+                fresh = [address for address in beside if address not in have]
+                gone = [address for address in have if address not in (*self.config.addresses(), *beside)]
+                if fresh or gone:
+                    await self._listen(self.config)
+                    self.mended += 1
+                    log.info("the addresses changed", now_answered=fresh, no_longer=gone)
+            except OSError as err:  # the next look tries again
+                log.warn("queries at a new address may not be answered yet", error=str(err))
 
     async def check_health(self) -> None:
         """Measures the response time of this server's /health, or counts a failure."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from . import names
@@ -14,8 +14,6 @@ from .wire import COUNTS, EMPTY, NOERROR, NXDOMAIN, OPT_BYTES, SERVFAIL, TCP_SIZ
 from .zonetext import LONGEST_TTL, TextRecord, record
 
 TEMPLATE_TTL = 3600
-EXPRESSION = re.compile(r"(?:\s*\{\{-\s|\{\{)\s*(.*?)\s*(?:\s-\}\}\s*|\}\})")  # "-" removes the space beside it
-
 _GROUP = re.compile(
     r"""\.Group\.(\w{1,64})|index\s+\.Group\s+"(\w{1,64})"|(?:index\s+\.Match\s+|\.Match\[)(\d{1,4})\]?""", re.ASCII
 )
@@ -109,9 +107,32 @@ def scope(name: str, zone: str, qtype: int, found: Found) -> Callable[[str], str
     return value
 
 
+def pieces(line: str) -> Iterator[tuple[str, str | None]]:
+    """Yields (text, the expression behind it) of a line; None: the line ends. "{{- " and " -}}" remove the space beside
+    them. The time is linear in the length of the line.
+    """
+    at, trimmed = 0, False
+    while True:
+        start = line.find("{{", at)
+        end = line.find("}}", start + 2) if start >= 0 else -1
+        text = line[at:start] if end >= 0 else line[at:]
+        if trimmed:
+            text = text.lstrip()
+        if end < 0:
+            yield text, None
+            return
+        inner = line[start + 2 : end]
+        if inner[:1] == "-" and inner[1:2].isspace():
+            text, inner = text.rstrip(), inner[2:]
+        trimmed = inner[-1:] == "-" and inner[-2:-1].isspace()
+        yield text, (inner[:-1] if trimmed else inner).strip()
+        at = end + 2
+
+
 def render(line: str, value: Callable[[str], str]) -> TextRecord:
     """Returns the record of one line of a template. Raises BadRule."""
-    return record(EXPRESSION.sub(lambda found: value(found[1]), line), TEMPLATE_TTL)
+    made = [text + ("" if inner is None else value(inner)) for text, inner in pieces(line)]
+    return record("".join(made), TEMPLATE_TTL)
 
 
 def _answer(key: bytes, template: Template, value: Callable[[str], str]) -> Local:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import time
@@ -9,9 +10,11 @@ import time
 import dns.message
 import dns.name
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from podwire_base.patience import patient
-from podwire_dns import corefile
+from podwire_dns import corefile, templates
 from podwire_dns.config import BadConfig
 from podwire_dns.patterns import BadRule, pattern
 from podwire_dns.testing import builders
@@ -228,3 +231,20 @@ def test_a_rewritten_question_to_a_template_of_any_type() -> None:
         'rewrite name b.test a.test\ntemplate ANY ANY a.test {\n answer "{{ .Name }} 60 IN HTTPS 1 . alpn=h2"\n}\n'
     )
     assert shown(answered(made, "b.test.", "HTTPS")) == ['b.test. 60 https 1 . alpn="h2"']
+
+
+PIECE = re.compile(r"(?:\s*\{\{-\s|\{\{)\s*(.*?)\s*(?:\s-\}\}\s*|\}\})", re.S)  # the same, in quadratic time
+
+
+@given(st.text(alphabet="{}- \tab.", max_size=40))
+@example("a {{- .Name -}} b {{.Zone}}c {{-}} {{- -}} {{ - }} }}{{")
+def test_expressions_are_found_with_their_spaces(line: str) -> None:
+    made = "".join(text + ("" if inner is None else f"<{inner}>") for text, inner in templates.pieces(line))
+    wanted = PIECE.sub(lambda found: f"<{found[1]}>", line)
+    assert made == wanted
+
+
+@pytest.mark.parametrize("line", ["a" + " " * 300_000 + "b", "{{ " * 100_000, "{{.Name}} " + "\t" * 300_000 + "{{- x"])
+def test_long_blanks_take_linear_time(line: str) -> None:
+    """In quadratic time, this takes minutes."""
+    assert sum(len(text) + len(inner or "") for text, inner in templates.pieces(line)) > 0

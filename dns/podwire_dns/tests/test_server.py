@@ -97,6 +97,45 @@ def test_a_server_answers_when_it_has_the_zone(tmp_path: Path) -> None:
     asyncio.run(body())
 
 
+def test_a_wildcard_stands_for_addresses_that_come_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A socket of the wildcard alone would answer from another address, which the client does not take."""
+    here = ["127.0.0.1"]
+    monkeypatch.setattr("podwire_dns.host.beside", lambda _: list(here))
+    monkeypatch.setattr("podwire_dns.server.OWN_SECONDS", 0.1)
+    monkeypatch.setattr("podwire_dns.server.OLD_SOCKET_SECONDS", 0.1)
+    config = dataclasses.replace(builders.CONFIG, run_dir=tmp_path, listen=("0.0.0.0",), port=free_port())
+
+    def answered(address: str) -> bool:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.settimeout(0.3)
+            sock.connect((address, config.port))
+            sock.send(dns.message.make_query(f"svc1.{SVC}", "A").to_wire())
+            try:
+                return bool(sock.recv(4096))
+            except OSError:
+                return False
+
+    async def body() -> None:
+        feeder, listener = await feed(config)
+        feeder.start_feeding()
+        async with Server(config) as server:
+            assert await asyncio.to_thread(answered, "127.0.0.1")
+            assert not await asyncio.to_thread(answered, "127.0.0.7")
+            here.append("127.0.0.7")
+            await until(lambda: len(server.sockets()) == 4)
+            assert await asyncio.to_thread(answered, "127.0.0.7")
+            renewed = server.mended
+            here.remove("127.0.0.7")
+            await until(lambda: len(server.sockets()) == 3)
+            assert server.mended > renewed, "the spare does not keep the old socket"
+            assert await asyncio.to_thread(answered, "127.0.0.1")
+            listener.close()
+            for writer in list(feeder.servers):
+                writer.transport.abort()
+
+    asyncio.run(body())
+
+
 def test_a_server_follows_its_feeder(tmp_path: Path) -> None:
     async def work(config: DnsConfig, server: Server) -> None:
         status = RoleStatus(tmp_path, "dns")
