@@ -69,31 +69,43 @@ class StatusError(Exception):
         name: str = "",
         causes: Sequence[Cause] = (),
         retry_after: int = 0,
+        about: tuple[str, str] = ("", ""),
+        again: str = "",
     ) -> None:
+        """about: (group, kind) for the details, where the error is not about `resource`. again: a continue token with
+        which the client can go on.
+        """
         super().__init__(message)
         self.code, self.reason, self.message = code, reason, message
         self.resource, self.name, self.causes, self.retry_after = resource, name, tuple(causes), retry_after
+        self.about = (resource.group, resource.plural) if resource and not any(about) else about
+        self.again = again
 
     def body(self) -> Object:
         details: Object = {}
         if self.name:
             details["name"] = self.name
-        if self.resource:
-            details |= {"group": self.resource.group, "kind": self.resource.plural}
+        group, kind = self.about
+        details |= {field: text for field, text in (("group", group), ("kind", kind)) if text}
         if self.causes:
-            details["causes"] = [{"reason": c.reason, "message": c.message, "field": c.field} for c in self.causes]
+            details["causes"] = [
+                {"reason": c.reason, "message": c.message, **({"field": c.field} if c.field else {})}
+                for c in self.causes
+            ]
         if self.retry_after:
             details["retryAfterSeconds"] = self.retry_after
-        return {
+        body: Object = {
             "kind": "Status",
             "apiVersion": "v1",
-            "metadata": {},
+            "metadata": {"continue": self.again} if self.again else {},
             "status": "Failure",
             "message": self.message,
-            "reason": self.reason,
-            "details": details,
-            "code": self.code,
         }
+        if self.reason:
+            body["reason"] = self.reason
+        if details:
+            body["details"] = details
+        return {**body, "code": self.code}
 
 
 def not_found(resource: Resource, name: str) -> StatusError:
@@ -128,8 +140,19 @@ def invalid_patch(why: str) -> StatusError:
     )
 
 
-def expired(message: str = "the requested resourceVersion is too old; list again") -> StatusError:
-    return StatusError(410, "Expired", message)
+def expired(message: str = "the requested resourceVersion is too old; list again", again: str = "") -> StatusError:
+    return StatusError(410, "Expired", message, again=again)
+
+
+def too_large(wanted: int, present: int) -> StatusError:
+    """Returns the error for a resourceVersion of the future, after waiting for it (API concepts: resource versions)."""
+    return StatusError(
+        504,
+        "Timeout",
+        f"Timeout: Too large resource version: {wanted}, current: {present}",
+        causes=[Cause("", "Too large resource version", "ResourceVersionTooLarge")],
+        retry_after=1,
+    )
 
 
 def invalid(resource: Resource, name: str, causes: Sequence[Cause]) -> StatusError:

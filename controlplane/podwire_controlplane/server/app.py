@@ -1,9 +1,10 @@
-"""The HTTP application: routes, authentication, and errors as Status objects."""
+"""The HTTP application: one handler for all paths, authentication, and errors as Status objects."""
 
 from __future__ import annotations
 
 import time
 import traceback
+import uuid
 from asyncio import BaseTransport
 from collections.abc import Awaitable, Callable, Mapping
 
@@ -11,24 +12,33 @@ from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 from podwire_base.kube.errors import StatusError
-from podwire_base.kube.meta import Object
-from podwire_base.kube.registry import Registry
 from podwire_base.role import logs
 
-from .. import openapi
-from . import auth, discovery
+from . import answers, auth, paths
+from .bodies import MAX_BODY
+from .documents import Documents
 from .handlers import REFUSED, USER, Handlers
 from .identities import Identities
 from .objects import Objects
+from .query import parse as parse_query
 
 log = logs.get("apiserver")
-MAX_BODY = 3 * 1024 * 1024
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Settled = Callable[[BaseTransport | None], object]
+# the flow schema and priority level of API priority and fairness; there is one of each here
+_FLOW = {
+    "X-Kubernetes-Pf-Flowschema-Uid": str(uuid.uuid5(uuid.NAMESPACE_DNS, "flowschema.podwire")),
+    "X-Kubernetes-Pf-Prioritylevel-Uid": str(uuid.uuid5(uuid.NAMESPACE_DNS, "prioritylevel.podwire")),
+}
 
 
-def _status(err: StatusError) -> web.Response:
-    headers = {"Retry-After": str(err.retry_after)} if err.retry_after else {}
-    return web.json_response(err.body(), status=err.code, headers=headers)
+async def _headers(request: web.Request, answer: web.StreamResponse) -> None:
+    """Add the headers that every answer has: kube-apiserver's audit ID, its flow control, and no caching."""
+    headers = answer.headers
+    headers["Audit-Id"] = request.headers.get("Audit-Id", "")[:64] or str(uuid.uuid4())
+    headers.setdefault("Cache-Control", "no-cache, private")
+    headers.update(_FLOW)
+    headers.popall("Server", None)
 
 
 @web.middleware
@@ -36,15 +46,9 @@ async def errors_as_status(request: web.Request, handler: Handler) -> web.Stream
     try:
         return await handler(request)
     except StatusError as err:
-        return _status(err)
-    except web.HTTPRequestEntityTooLarge:
-        return _status(StatusError(413, "RequestEntityTooLarge", f"the body is larger than {MAX_BODY} bytes"))
-    except web.HTTPMethodNotAllowed as err:
-        return _status(StatusError(405, "MethodNotAllowed", f"{err.method} is not supported on {request.path}"))
-    except web.HTTPNotFound:
-        return _status(StatusError(404, "NotFound", f"the server has no {request.path}"))
+        return answers.error(request, err)
     except RecursionError:
-        return _status(StatusError(400, "BadRequest", "the body is nested too deeply"))
+        return answers.error(request, StatusError(400, "BadRequest", "the body is nested too deeply"))
     except (ConnectionError, web.HTTPException):
         raise
     except Exception as err:
@@ -55,29 +59,31 @@ async def errors_as_status(request: web.Request, handler: Handler) -> web.Stream
             error=repr(err),
             trace=traceback.format_exc(limit=-4),
         )
-        return _status(
-            StatusError(500, "InternalError", f"{type(err).__name__} in the API server; its log has the details")
+        return answers.error(
+            request,
+            StatusError(500, "InternalError", f"{type(err).__name__} in the API server; its log has the details"),
         )
-
-
-Settled = Callable[[BaseTransport | None], object]
 
 
 def authenticator(tokens: Mapping[str, auth.User], identities: Identities, settled: Settled) -> Middleware:
     @web.middleware
     async def authenticate(request: web.Request, handler: Handler) -> web.StreamResponse:
         peer = request.transport.get_extra_info("peercert") if request.transport else None
-        user = auth.from_certificate(peer) or auth.from_token(request.headers.get("Authorization", ""), tokens)
+        header = request.headers.get("Authorization", "")
+        user = auth.from_certificate(peer) or auth.from_token(header, tokens)
         known = user is not None and identities.admits(user, time.time())
-        if not known and request.path not in (*auth.OPEN_PATHS, *auth.JOIN_PATHS):
+        joins = request.path in auth.JOIN_PATHS
+        if not known and not joins and (user is not None or auth.is_bearer(header)):
             raise StatusError(401, "Unauthorized", _unknown(user))
         if user is not None and not known:
             request[REFUSED] = _unknown(user)
         if user is not None and known:
             request[USER] = user
             settled(request.transport)
-            if request.path not in auth.JOIN_PATHS:  # its answer may be the certificate that replaces this one
+            if not joins:  # its answer may be the certificate that replaces this one
                 identities.opened(user, request.transport)
+        elif not joins:
+            request[USER] = auth.ANONYMOUS
         return await handler(request)
 
     return authenticate
@@ -90,58 +96,21 @@ def _unknown(user: auth.User | None) -> str:
     return f"{why} of {user.name!r} has expired, was revoked or was replaced; a node joins again with `podwire join`"
 
 
-def _document(make: Callable[..., Object | None], *fields: str) -> Handler:
-    async def handler(request: web.Request) -> web.StreamResponse:
-        found = make(*(request.match_info.get(f, "") for f in fields))
-        if found is None:
-            raise StatusError(404, "NotFound", f"the server has no {request.path}")
-        return web.json_response(found)
+def catch_all(handlers: Handlers, documents: Documents) -> Handler:
+    """Return the handler of all paths."""
 
-    return handler
+    async def handle(request: web.Request) -> web.StreamResponse:
+        path, query = paths.split(request.raw_path)
+        target = paths.parse(path)
+        if target.plural:
+            return await handlers.handle(request, target, query)
+        user = request[USER]
+        if not auth.may_read(user, target.path):
+            text = f'forbidden: User "{user.name}" cannot {request.method.lower()} path "{path[:200]}"'
+            raise StatusError(403, "Forbidden", text)
+        return documents.answer(request, target.path, parse_query(query))
 
-
-async def _ok(_request: web.Request) -> web.StreamResponse:
-    return web.Response(text="ok")
-
-
-def _routes(handlers: Handlers, registry: Registry) -> list[web.RouteDef]:
-    rows = [web.get(path, _ok) for path in ("/healthz", "/livez", "/readyz")]
-    rows += [
-        web.get("/version", _document(discovery.version_document)),
-        web.get("/api", _document(discovery.api_versions)),
-        web.get("/apis", _document(lambda: discovery.groups(registry))),
-        web.get("/api/{version}", _document(lambda v: discovery.resources(registry, "", v), "version")),
-        web.get("/apis/{group}", _document(lambda g: discovery.group(registry, g), "group")),
-        web.get(
-            "/apis/{group}/{version}", _document(lambda g, v: discovery.resources(registry, g, v), "group", "version")
-        ),
-        web.get("/openapi/v2", _document(lambda: openapi.v2(registry))),
-        web.get("/openapi/v3", _document(lambda: openapi.index(registry))),
-        web.get("/openapi/v3/api/{version}", _document(lambda v: openapi.v3(registry, "", v), "version")),
-        web.get(
-            "/openapi/v3/apis/{group}/{version}", _document(lambda g, v: openapi.v3(registry, g, v), "group", "version")
-        ),
-    ]
-    # this route comes before /namespaces/NAMESPACE/PLURAL, which has the same form
-    rows.append(
-        web.get("/api/{version}/{plural:namespaces}/{name}/{sub:status|finalize}", handlers.get, allow_head=False)
-    )
-    for base in ("/api/{version}", "/apis/{group}/{version}"):
-        for spot in ("/namespaces/{namespace}/{plural}", "/{plural}"):
-            path = base + spot
-            rows += [
-                web.get(path, handlers.list_or_watch, allow_head=False),
-                web.post(path, handlers.create),
-                web.delete(path, handlers.delete_collection),
-            ]
-            for one in (path + "/{name}", path + "/{name}/{sub}"):
-                rows += [
-                    web.get(one, handlers.get, allow_head=False),
-                    web.put(one, handlers.update),
-                    web.patch(one, handlers.patch),
-                ]
-            rows.append(web.delete(path + "/{name}", handlers.delete))
-    return rows
+    return handle
 
 
 def make_app(
@@ -149,10 +118,11 @@ def make_app(
     tokens: Mapping[str, auth.User],
     identities: Identities | None = None,
     settled: Settled = lambda transport: None,
+    documents: Documents | None = None,
 ) -> web.Application:
     """Return an aiohttp application that serves the whole API. tokens: bearer token -> user. identities: the
     reservations of node names; default: those in the store of `objects`. settled: called with the transport of each
-    request whose user is known.
+    request whose user is known. documents: health checks and metrics.
     """
     known = identities or Identities(objects.store)
     middlewares = [errors_as_status, authenticator(tokens, known, settled)]
@@ -162,5 +132,6 @@ def make_app(
         await known.start()
 
     app.on_startup.append(follow)
-    app.add_routes(_routes(Handlers(objects), objects.registry))
+    app.on_response_prepare.append(_headers)
+    app.router.add_route("*", "/{path:.*}", catch_all(Handlers(objects), documents or Documents(objects.registry)))
     return app

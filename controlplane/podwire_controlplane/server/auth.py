@@ -16,6 +16,7 @@ from podwire_base.kube.meta import Object
 
 ADMINS, NODES, READERS = "system:masters", "system:nodes", "podwire:readers"
 OPEN_PATHS = ("/healthz", "/livez", "/readyz", "/version")
+DISCOVERY_PATHS = ("/api", "/apis", "/openapi")  # for everybody who is known, with all paths below them
 JOIN_PATHS = (
     "/podwire/v1/ca",
     "/podwire/v1/join",
@@ -38,6 +39,9 @@ class User:
     def node(self) -> str:
         """The name of the node whose credential this is (CN system:node:NAME), "" for other credentials."""
         return self.name.removeprefix("system:node:") if NODES in self.groups else ""
+
+
+ANONYMOUS = User("system:anonymous", frozenset({"system:unauthenticated"}))
 
 
 def from_certificate(peer: Mapping[str, Any] | None) -> User | None:
@@ -74,6 +78,33 @@ def from_token(header: str, tokens: Mapping[str, User]) -> User | None:
         if hmac.compare_digest(token.encode(), given.strip().encode(errors="surrogateescape")):
             found = user
     return found
+
+
+def is_bearer(header: str) -> bool:
+    """Whether the header Authorization has a bearer token. Nothing else counts as credentials, as upstream."""
+    kind, _, given = header.partition(" ")
+    return kind.lower() == "bearer" and bool(given.strip())
+
+
+def may_read(user: User, path: str) -> bool:
+    """Whether `user` may read a path that names no objects (upstream's roles system:discovery and
+    system:public-info-viewer). path: without a slash at its end.
+    """
+    if ADMINS in user.groups or path in OPEN_PATHS:
+        return True
+    if user == ANONYMOUS:
+        return False
+    return path.startswith(tuple(f"{open_}/" for open_ in OPEN_PATHS[:3])) or any(
+        path == base or path.startswith(base + "/") for base in DISCOVERY_PATHS
+    )
+
+
+def conceivable(user: User, verb: str, plural: str, sub: str) -> bool:
+    """Whether there is an object with which `user` may do this. What is false here needs no look at the request's
+    body.
+    """
+    mine: Object = {"spec": {"nodeName": user.node}}
+    return allowed(user, verb, plural, sub, user.node, mine if user.node else None)
 
 
 def allowed(user: User, verb: str, plural: str, sub: str, target: str, obj: Object | None) -> bool:

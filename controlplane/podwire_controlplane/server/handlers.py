@@ -1,362 +1,377 @@
-"""The handlers of HTTP requests on objects. A handler parses and authorises the request, calls `Objects`, and answers
-in a form that the client accepts.
+"""The one handler of requests on objects. It finds the resource, authorises, negotiates the form of the answer, reads
+the body, calls `Objects`, and answers. No body is read before its sender is authorised.
 """
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 from aiohttp import web
 
-from podwire_base.kube import codec, errors, table, yamltext
+from podwire_base.kube import codec, errors
 from podwire_base.kube import patch as patches
 from podwire_base.kube.errors import StatusError
 from podwire_base.kube.meta import Object, name
-from podwire_base.kube.registry import BY_PATH, Resource
-from podwire_base.kube.selectors import both, field_query, label_query
+from podwire_base.kube.registry import Resource
 from podwire_base.role import logs
 
-from .. import convert, fieldlabels
-from ..store.base import Compacted, Item
-from ..validation import MAX_GRACE
-from . import auth
+from .. import convert
+from ..store.base import Item
+from . import answers, auth, bodies, lists, media
+from .answers import View
 from .objects import Objects, Scope, WriteOptions, Written, load, wire
-from .watch import WatchRequest, parse_version, stream
+from .paths import Target
+from .query import BadVersion, ListOptions, boolean, list_options, version
+from .query import parse as parse_query
+from .selection import selection
+from .watch import Hub, WatchRequest, reach
 
 log = logs.get("apiserver")
 USER = web.RequestKey("user", auth.User)
 REFUSED = web.RequestKey("refused", str)  # why the client's certificate does not count, on paths without authentication
 MAX_WATCH = 3600.0
 SERVED_SUBS = ("status", "scale", "finalize")
+WATCH_SECONDS = 1800  # of a watch without timeoutSeconds
+RETURNED = (
+    "Pod",
+    "Service",
+    "PersistentVolume",
+    "PersistentVolumeClaim",
+    "PodTemplate",
+    "ResourceQuota",
+    "ServiceAccount",
+)
+_COLLECTION = {"GET": "list", "POST": "create", "DELETE": "deletecollection"}
+_ONE = {"GET": "get", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
 
 
-def resource_of(request: web.Request) -> Resource:
-    info = request.match_info
-    found = BY_PATH.get((info.get("group", ""), info["version"], info["plural"]))
-    if found is None:
-        raise StatusError(404, "NotFound", f"the server has no resource {request.path}")
-    return found
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request on objects, after its path, query and form are known."""
+
+    http: web.Request
+    scope: Scope
+    verb: str
+    query: dict[str, str]
+    view: View
+    user: auth.User
 
 
-def scope_of(request: web.Request) -> Scope:
-    """Return the object or collection that the URL names. A client may list a namespaced kind in all namespaces."""
-    resource, info = resource_of(request), request.match_info
-    namespace, target = info.get("namespace", ""), info.get("name", "")
-    if bool(namespace) and not resource.namespaced:
-        raise StatusError(404, "NotFound", f"{resource.qualified} are not namespaced")
-    if resource.namespaced and target and not namespace:
-        raise StatusError(404, "NotFound", f"{resource.qualified} are namespaced: name a namespace in the URL")
-    sub = info.get("sub", "")
-    if sub and not (resource.sub(sub) and sub in SERVED_SUBS):
-        raise StatusError(404, "NotFound", f"{resource.qualified} have no subresource {sub!r} here")
-    return Scope(resource, namespace, target, sub)
+def page_not_found() -> web.Response:
+    """Return what Go's HTTP server answers for a path without a handler."""
+    return web.Response(text="404 page not found\n", status=404)
 
 
-def write_options(query: Mapping[str, str]) -> WriteOptions:
-    mode = query.get("fieldValidation") or "Warn"
-    if mode not in ("Strict", "Warn", "Ignore"):
-        raise errors.bad_request(f"fieldValidation: {mode!r} is not supported; one of Strict, Warn, Ignore")
-    dry = query.get("dryRun", "")
-    if dry not in ("", "All"):
-        raise errors.bad_request(f"dryRun: {dry!r} is not supported; expected All")
-    return WriteOptions(dry == "All", mode)
+def _unknown_resource() -> StatusError:
+    return StatusError(404, "NotFound", "the server could not find the requested resource")
 
 
-async def body_of(request: web.Request) -> Any:
-    """Return the decoded body (JSON or YAML), {} for an empty body. Raises a StatusError 415 for protobuf."""
-    kind = request.content_type
-    raw = await request.read()
-    if not raw.strip():
-        return {}
-    if raw.startswith(b"k8s\0") or "protobuf" in kind:
-        raise StatusError(
-            415,
-            "UnsupportedMediaType",
-            "protobuf bodies are not supported; send application/json "
-            "(kubectl apply does; `kubectl create` and `run` of 1.32 and later do not)",
-        )
-    try:
-        if "yaml" in kind:
-            return next(yamltext.documents(raw, aliases=False), {})
-        return codec.decode(raw)
-    except ValueError as err:
-        raise errors.bad_request(f"the body is not {'YAML' if 'yaml' in kind else 'JSON'}: {err}") from err
+def not_allowed(method: str) -> StatusError:
+    return StatusError(405, "MethodNotAllowed", f"{method} is not supported by this path")
+
+
+def sub_verbs(resource: Resource, sub: str) -> tuple[str, ...]:
+    """Return the verbs of a subresource, () if the resource does not have it."""
+    found = resource.sub(sub)
+    return found.verbs if found else ()
+
+
+def _verb(method: str, target: Target, query: dict[str, str]) -> str:
+    """Return the verb of a request, "" for a method that no path has."""
+    if target.watched:
+        return "watch" if method == "GET" else ""
+    if target.name:
+        return "create" if method == "POST" and target.sub else _ONE.get(method, "")
+    verb = _COLLECTION.get(method, "")
+    return "watch" if verb == "list" and boolean(query, "watch") else verb
 
 
 class Handlers:
-    """The request handlers of one `Objects` instance. `app.py` binds the methods to routes."""
+    """Serves all requests on the objects of one `Objects` instance."""
 
     def __init__(self, objects: Objects) -> None:
         self.objects = objects
+        self.hub = Hub(objects.store)
+        self._verbs: dict[str, Callable[[Call], Awaitable[web.StreamResponse]]] = {
+            "get": self._get,
+            "list": self._list,
+            "watch": self._watch,
+            "create": self._create,
+            "update": self._update,
+            "patch": self._patch,
+            "delete": self._delete,
+            "deletecollection": self._delete_collection,
+        }
 
-    # ---- authorisation
+    # ---- the request
 
-    async def authorise(self, request: web.Request, scope: Scope, verb: str) -> None:
-        user = request[USER]
-        stored = None
+    async def handle(self, http: web.Request, target: Target, query: str) -> web.StreamResponse:
+        """Answer one request. query: percent-encoded. Raises a StatusError."""
+        user, method = http[USER], http.method
+        resource = self.objects.registry.by_path.get((target.group, target.version, target.plural))
+        fields = parse_query(query)
+        verb = _verb(method, target, fields)
+        self._authorise(user, verb, target, resource)
+        if resource is None:
+            return self._no_resource(target)
+        scope = self._scope(resource, target)
+        self._check_verb(method, verb, resource, target)
+        form = media.negotiate(http.headers.get("Accept", ""))
+        if fields.get("pretty") and fields["pretty"] not in ("0", "false"):
+            form = replace(form, pretty=True)
+        view = View(resource, form, fields.get("includeObject", "Metadata"))
+        call = Call(http, scope, verb, fields, view, user)
+        if target.watched and target.name:
+            fields["fieldSelector"] = f"metadata.name={target.name}"
+            call = replace(call, scope=replace(scope, name=""))
+        return await self._verbs[verb](call)
+
+    def _authorise(self, user: auth.User, verb: str, target: Target, resource: Resource | None) -> None:
+        """Refuse what the user may do with no object at all, before anything else is looked at."""
+        if not auth.conceivable(user, verb or "get", target.plural, target.sub):
+            qualified = resource.qualified if resource else f"{target.plural}.{target.group}".rstrip(".")
+            text = auth.describe(user, verb, qualified, target.sub, target.name)
+            raise StatusError(403, "Forbidden", text, name=target.name, about=(target.group, target.plural))
+
+    async def _authorise_object(self, call: Call, target: str) -> None:
+        """Authorise a request whose object is known by now. target: its name; for a creation the one in the body."""
+        scope, user, stored = call.scope, call.user, None
         if user.node and scope.resource.plural == "pods" and scope.name:
             item = await self.objects.store.get(scope.key)
             stored = load(item) if item else None
-        if not auth.allowed(user, verb, scope.resource.plural, scope.sub, scope.name, stored):
-            text = auth.describe(user, verb, scope.resource.qualified, scope.sub, scope.name)
-            raise StatusError(403, "Forbidden", text, resource=scope.resource, name=scope.name)
+        if not auth.allowed(user, call.verb, scope.resource.plural, scope.sub, target, stored):
+            text = auth.describe(user, call.verb, scope.resource.qualified, scope.sub, target)
+            raise StatusError(403, "Forbidden", text, resource=scope.resource, name=target)
+
+    def _no_resource(self, target: Target) -> web.Response:
+        if target.group and not any(group == target.group for group, _ in self.objects.registry.groups):
+            return page_not_found()
+        raise _unknown_resource()
+
+    def _scope(self, resource: Resource, target: Target) -> Scope:
+        wrong = target.rest or (target.sub and not sub_verbs(resource, target.sub))
+        misplaced = bool(target.namespace) > resource.namespaced
+        homeless = resource.namespaced and target.name and not target.namespace
+        if wrong or misplaced or homeless:
+            raise _unknown_resource()
+        return Scope(resource, target.namespace, target.name, target.sub)
+
+    def _check_verb(self, method: str, verb: str, resource: Resource, target: Target) -> None:
+        offered = sub_verbs(resource, target.sub) if target.sub else resource.verbs
+        everywhere = resource.namespaced and not target.namespace and not target.name
+        if verb not in offered or (everywhere and verb not in ("list", "watch")):
+            raise not_allowed(method)
 
     # ---- answers
 
-    def _answer(
-        self, request: web.Request, scope: Scope, raw: bytes, status: int = 200, warnings: tuple[str, ...] = ()
-    ) -> web.Response:
-        if wants_table(request):
-            raw = codec.dumps(
-                table.table(
-                    scope.resource,
-                    [codec.decode(raw)],
-                    datetime.now(UTC),
-                    include=request.query.get("includeObject", "Metadata"),
-                )
-            )
-        answer = web.Response(body=raw, status=status, content_type="application/json")
+    def _answer(self, call: Call, raw: bytes, status: int = 200, warnings: tuple[str, ...] = ()) -> web.Response:
+        """Answer one stored object in wire form."""
+        if not call.view.plain:
+            raw = answers.encode(call.view.form, answers.one(call.view, codec.decode(raw)))
+        answer = answers.response(call.http, raw, call.view.form.media, status)
         for warning in warnings:
-            answer.headers.add("Warning", '299 - "' + warning.replace('"', '\\"') + '"')
+            answer.headers.add("Warning", '299 - "' + warning.replace("\\", "\\\\").replace('"', '\\"') + '"')
         return answer
 
-    def _written(self, request: web.Request, scope: Scope, written: Written) -> web.Response:
-        return self._answer(request, scope, written.raw, 201 if written.created else 200, written.warnings)
+    def _made(self, call: Call, body: Object, status: int = 200) -> web.Response:
+        """Answer an object that is not stored: a Status, a Scale, a list."""
+        return answers.response(call.http, answers.encode(call.view.form, body), call.view.form.media, status)
+
+    def _written(self, call: Call, written: Written) -> web.Response:
+        return self._answer(call, written.raw, 201 if written.created else 200, written.warnings)
 
     # ---- one object
 
-    async def get(self, request: web.Request) -> web.StreamResponse:
-        scope = scope_of(request)
-        await self.authorise(request, scope, "get")
-        if scope.sub == "scale":
-            return web.json_response(_scale(await self.objects.get(scope)))
-        return self._answer(request, scope, wire(await self.objects.item(scope), scope.resource))
+    async def _get(self, call: Call) -> web.StreamResponse:
+        await self._authorise_object(call, call.scope.name)
+        try:
+            wanted = version(call.query.get("resourceVersion", ""))
+        except BadVersion as err:
+            raise StatusError(500, "", str(err)) from None
+        if wanted:
+            await reach(self.objects.store, wanted)
+        _unserved(call)
+        if call.scope.sub == "scale":
+            return self._made(call, _scale(await self.objects.get(call.scope)))
+        return self._answer(call, wire(await self.objects.item(call.scope), call.scope.resource))
 
-    async def create(self, request: web.Request) -> web.StreamResponse:
-        scope = scope_of(request)
-        obj = await body_of(request)
+    async def _body(self, call: Call, kind: str) -> Any:
+        resource = call.scope.resource
+        return await bodies.decode(await bodies.read(call.http), kind, resource.api_version, resource.kind)
+
+    async def _create(self, call: Call) -> web.StreamResponse:
+        _unserved(call)
+        kind = bodies.media_of(call.http)
+        obj = await self._body(call, kind)
         named = name(obj) if isinstance(obj, dict) and isinstance(obj.get("metadata"), dict) else ""
-        await self.authorise(request, Scope(scope.resource, scope.namespace, named), "create")
-        if scope.resource.namespaced and not scope.namespace:
-            raise errors.bad_request("name the namespace in the URL to create a namespaced object")
-        return self._written(request, scope, await self.objects.create(scope, obj, write_options(request.query)))
+        await self._authorise_object(call, named if isinstance(named, str) else "")
+        options = WriteOptions(*bodies.write_mode("CreateOptions", call.query))
+        return self._written(call, await self.objects.create(call.scope, obj, options))
 
-    async def update(self, request: web.Request) -> web.StreamResponse:
-        scope = scope_of(request)
-        await self.authorise(request, scope, "update")
-        obj = await body_of(request)
-        if scope.sub == "finalize":
-            return self._written(request, scope, await self.objects.finalize(scope.name, obj))
+    async def _update(self, call: Call) -> web.StreamResponse:
+        _unserved(call)
+        await self._authorise_object(call, call.scope.name)
+        kind = bodies.media_of(call.http)
+        options = WriteOptions(*bodies.write_mode("UpdateOptions", call.query))
+        obj = await self._body(call, kind)
+        if call.scope.sub == "finalize":
+            return self._written(call, await self.objects.finalize(call.scope.name, obj))
+        if call.scope.sub == "scale":
+            return await self._write_scale(call, obj, options)
+        return self._written(call, await self.objects.update(call.scope, obj, options))
+
+    async def _patch(self, call: Call) -> web.StreamResponse:
+        _unserved(call)
+        await self._authorise_object(call, call.scope.name)
+        kind = bodies.media_of(call.http, patches.TYPES)
+        options = WriteOptions(*bodies.write_mode("PatchOptions", call.query))
+        body = await bodies.decode(await bodies.read(call.http), media.JSON)
+        scope = call.scope
         if scope.sub == "scale":
-            return await self._write_scale(request, scope, obj)
-        return self._written(request, scope, await self.objects.update(scope, obj, write_options(request.query)))
+            scale = patches.apply(kind, _scale(await self.objects.get(scope)), body)
+            return await self._write_scale(call, scale, options)
+        return self._written(call, await self.objects.patch(scope, kind, body, options))
 
-    async def patch(self, request: web.Request) -> web.StreamResponse:
-        scope = scope_of(request)
-        await self.authorise(request, scope, "patch")
-        kind = request.content_type
-        if kind not in patches.TYPES:
-            hint = "; drop --server-side" if "apply-patch" in kind else ""
-            raise StatusError(
-                415,
-                "UnsupportedMediaType",
-                f"patch type {kind!r} is not supported; one of {', '.join(patches.TYPES)}{hint}",
-            )
-        body = await body_of(request)
-        if scope.sub == "scale":
-            return await self._write_scale(
-                request, scope, patches.apply(kind, _scale(await self.objects.get(scope)), body)
-            )
-        return self._written(request, scope, await self.objects.patch(scope, kind, body, write_options(request.query)))
-
-    async def _write_scale(self, request: web.Request, scope: Scope, scale: Any) -> web.StreamResponse:
+    async def _write_scale(self, call: Call, scale: Any, options: WriteOptions) -> web.StreamResponse:
         spec = (scale.get("spec") or {}) if isinstance(scale, dict) else None
         if not isinstance(spec, dict):
             raise errors.bad_request("expected an autoscaling/v1 Scale with spec.replicas")
-        replicas = spec.get("replicas", 0)
+        scope = call.scope
         whole = Scope(scope.resource, scope.namespace, scope.name)
-        await self.objects.patch(
-            whole, patches.MERGE_PATCH, {"spec": {"replicas": replicas}}, write_options(request.query)
-        )
-        return web.json_response(_scale(await self.objects.get(whole)))
+        change = {"spec": {"replicas": spec.get("replicas", 0)}}
+        written = await self.objects.patch(whole, patches.MERGE_PATCH, change, options)
+        return self._made(call, _scale(codec.decode(written.raw)))
 
-    async def delete(self, request: web.Request) -> web.StreamResponse:
-        scope = scope_of(request)
-        await self.authorise(request, scope, "delete")
-        options = await _delete_options(request)
-        raw, gone = await self.objects.delete(scope, options, dry_run=_dry(request, options))
-        if not gone:
-            return self._answer(request, scope, raw)
-        obj = codec.decode(raw)
-        return web.json_response(
+    async def _delete_options(self, call: Call) -> Object:
+        kind = bodies.media_of(call.http)
+        raw = await bodies.read(call.http)
+        body = await bodies.decode(raw, kind, "v1", "DeleteOptions") if raw else {}
+        return bodies.delete_options(body, call.query)
+
+    async def _delete(self, call: Call) -> web.StreamResponse:
+        await self._authorise_object(call, call.scope.name)
+        options = await self._delete_options(call)
+        scope, dry = call.scope, "All" in (options.get("dryRun") or [])
+        raw, gone = await self.objects.delete(scope, options, dry_run=dry)
+        if not gone or scope.resource.kind in RETURNED:
+            return self._answer(call, raw)
+        details = {"name": scope.name, "group": scope.resource.group, "kind": scope.resource.plural}
+        details["uid"] = codec.decode(raw)["metadata"]["uid"]
+        return self._made(
+            replace_view(call),
             {
                 "kind": "Status",
                 "apiVersion": "v1",
                 "metadata": {},
                 "status": "Success",
-                "details": {
-                    "name": scope.name,
-                    "group": scope.resource.group,
-                    "kind": scope.resource.plural,
-                    "uid": obj["metadata"]["uid"],
-                },
-            }
+                "details": {k: v for k, v in details.items() if v},
+            },
         )
 
     # ---- collections
 
-    def _view(self, request: web.Request, resource: Resource) -> Any:
-        query = request.query
-        return both(
-            label_query(query.get("labelSelector", "")),
-            field_query(query.get("fieldSelector", ""), lambda path: path in fieldlabels.of(resource)),
-        )
+    async def _list(self, call: Call) -> web.StreamResponse:
+        await self._authorise_object(call, "")
+        options = list_options(call.query)
+        page = await self._page(call, options)
+        return self._answer_list(call, page)
 
-    async def list_or_watch(self, request: web.Request) -> web.StreamResponse:
-        scope = scope_of(request)
-        if request.query.get("watch") in ("true", "1"):
-            return await self.watch(request, scope)
-        await self.authorise(request, scope, "list")
-        items, revision, more = await self._page(request, scope)
-        metadata: Object = {"resourceVersion": str(revision)}
-        if more:
-            metadata["continue"] = more
-        if wants_table(request):
-            answer = table.table(
-                scope.resource,
-                (convert.served(scope.resource, load(i)) for i in items),
-                datetime.now(UTC),
-                revision=str(revision),
-                include=request.query.get("includeObject", "Metadata"),
-            )
-            answer["metadata"] |= metadata
-            return web.Response(body=codec.dumps(answer), content_type="application/json")
-        head = codec.dumps(
-            {"kind": scope.resource.kind + "List", "apiVersion": scope.resource.api_version, "metadata": metadata}
-        )
-        body = b'%s,"items":[%s]}' % (head[:-1], b",".join(wire(i, scope.resource) for i in items))
-        return web.Response(body=body, content_type="application/json")
+    async def _page(self, call: Call, options: ListOptions) -> lists.Page:
+        scope = call.scope
+        chosen = selection(scope.resource, options.labels, options.fields)
+        return await lists.read(self.objects.store, scope.resource, scope.namespace, options, chosen)
 
-    async def _page(self, request: web.Request, scope: Scope) -> tuple[list[Item], int, str]:
-        """Return (items, revision of the list, continue token). All pages of a list have the same revision (API
-        concepts: limit/continue).
-        """
-        store, query = self.objects.store, request.query
-        revision, after = await store.revision(), ""
-        limit = parse_version(query.get("limit"), "limit") or 0
-        if token := query.get("continue"):
-            try:
-                text = base64.urlsafe_b64decode(token).decode()
-                revision, after = int(text.split("\n")[0]), text.split("\n")[1]
-            except (ValueError, IndexError):
-                raise errors.bad_request("continue: this is not a token of this server; list from the start") from None
-        try:
-            items = await store.scan(scope.resource.prefix(scope.namespace), at=revision if token else None)
-        except Compacted:
-            raise errors.expired("the continue token is too old; list from the start") from None
-        matches = self._view(request, scope.resource)
-        found = [
-            i
-            for i in items
-            if i.key > after and (matches is None or matches(convert.served(scope.resource, codec.decode(i.value))))
-        ]
-        if not limit or len(found) <= limit:
-            return found, revision, ""
-        page = found[:limit]
-        return page, revision, base64.urlsafe_b64encode(f"{revision}\n{page[-1].key}".encode()).decode()
+    def _answer_list(self, call: Call, page: lists.Page) -> web.Response:
+        metadata: Object = {"resourceVersion": str(page.revision)}
+        if page.token:
+            metadata["continue"] = page.token
+        if page.remaining:
+            metadata["remainingItemCount"] = page.remaining
+        resource, form = call.scope.resource, call.view.form
+        if call.view.plain and not convert.differs(resource):
+            head = {"kind": resource.kind + "List", "apiVersion": resource.api_version, "metadata": metadata}
+            tail = codec.tail(resource.kind, resource.api_version)
+            items = b",".join([codec.bare(item.value, item.revision, tail) for item in page.items])
+            raw = b'%s,"items":[%s]}\n' % (codec.dumps(head)[:-1], items)
+        else:
+            shown = [convert.served(resource, load(item)) for item in page.items]
+            raw = answers.encode(form, answers.many(call.view, shown, metadata))
+        return answers.response(call.http, raw, form.media, compress=True)
 
-    async def delete_collection(self, request: web.Request) -> web.StreamResponse:
-        scope = scope_of(request)
-        await self.authorise(request, scope, "deletecollection")
-        options = await _delete_options(request)
-        items, revision, _ = await self._page(request, scope)
-        for item in items:
+    async def _delete_collection(self, call: Call) -> web.StreamResponse:
+        await self._authorise_object(call, "")
+        options = await self._delete_options(call)
+        page = await self._page(call, list_options(call.query))
+        dry, removed = "All" in (options.get("dryRun") or []), list[Item]()
+        for item in page.items:
             obj = load(item)
+            one = Scope(call.scope.resource, obj["metadata"].get("namespace", ""), name(obj))
             try:
-                one = Scope(scope.resource, obj["metadata"].get("namespace", ""), name(obj))
-                await self.objects.delete(one, options, dry_run=_dry(request, options))
+                await self.objects.delete(one, options, dry_run=dry)
+                removed.append(item)
             except StatusError as err:
                 if err.code != 404:  # not an error if another client has already deleted the object
                     raise
-        return web.json_response(
-            {
-                "kind": scope.resource.kind + "List",
-                "apiVersion": scope.resource.api_version,
-                "metadata": {"resourceVersion": str(revision)},
-                "items": [],
-            }
-        )
+        return self._answer_list(call, replace(page, items=removed))
 
-    async def watch(self, request: web.Request, scope: Scope) -> web.StreamResponse:
-        await self.authorise(request, scope, "watch")
-        query = request.query
-        initial = query.get("sendInitialEvents") == "true"
-        if initial and query.get("resourceVersionMatch") != "NotOlderThan":
-            raise errors.bad_request("sendInitialEvents: needs resourceVersionMatch=NotOlderThan")
-        version = parse_version(query.get("resourceVersion"))
-        seconds = parse_version(query.get("timeoutSeconds"), "timeoutSeconds") or 1800
-        view = WatchRequest(
-            scope.resource.prefix(scope.namespace),
-            self._view(request, scope.resource),
-            version,
-            initial or version in (None, 0),
-            initial,
-            query.get("allowWatchBookmarks") == "true",
-            min(seconds, MAX_WATCH),
-            scope.resource.kind,
-            scope.resource.api_version,
-        )
-        frames = stream(self.objects.store, view, _shaper(request, scope.resource))
-        answer = web.StreamResponse(headers={"Content-Type": "application/json", "Cache-Control": "no-cache"})
+    async def _watch(self, call: Call) -> web.StreamResponse:
+        await self._authorise_object(call, "")
+        options = list_options({**call.query, "watch": "true"})
+        request = self._watch_request(call, options)
+        answer = web.StreamResponse(headers={"Content-Type": _stream_type(call.view)})
+        if call.http.version >= (1, 1):
+            answer.enable_chunked_encoding()
         try:
-            first = await anext(frames, None) if version not in (None, 0) and await self._old(view) else None
-            await answer.prepare(request)
-            if first is not None:
-                await answer.write(first)
-            async for chunk in frames:
-                await answer.write(chunk)
-        except (ConnectionError, OSError):
-            pass  # the client disconnected
-        finally:
-            await frames.aclose()  # type: ignore[attr-defined]  # an async generator, seen as its protocol
+            await answer.prepare(call.http)
+            await self.hub.serve(call.http, answer, request)
+        except (ConnectionError, OSError) as err:
+            log.debug("a watch ended with its client", error=str(err))
         return answer
 
-    async def _old(self, view: WatchRequest) -> bool:
-        """Whether the stream would refuse the start revision. In this case the error must be sent before the 200."""
+    def _watch_request(self, call: Call, options: ListOptions) -> WatchRequest:
+        scope = call.scope
+        chosen = selection(scope.resource, options.labels, options.fields)
         try:
-            if (view.start or 0) > await self.objects.store.revision() and not view.send_initial:
-                return True
-            await self.objects.store.since(view.prefix, view.start or 0)
-        except Compacted:
-            return True
-        return False
-
-
-def wants_table(request: web.Request) -> bool:
-    return "as=Table" in request.headers.get("Accept", "")
-
-
-def _shaper(request: web.Request, resource: Resource) -> Callable[[bytes], bytes]:
-    """Return the function that encodes a watched object: unchanged, or as a Table of one row if the client wants
-    Tables. Only the first Table has the column definitions.
-    """
-    if not wants_table(request):
-        return lambda raw: convert.served_bytes(resource, raw)
-    include, first = request.query.get("includeObject", "Metadata"), True
-
-    def shape(raw: bytes) -> bytes:
-        nonlocal first
-        obj = convert.served(resource, codec.decode(raw))
-        made = table.table(
-            resource, [obj], datetime.now(UTC), revision=obj["metadata"]["resourceVersion"], include=include, head=first
+            start = version(options.version)
+        except BadVersion as err:
+            raise StatusError(500, "", str(err)) from None
+        prefix = scope.resource.prefix(scope.namespace)
+        if chosen.one and (scope.namespace or not scope.resource.namespaced):
+            prefix += chosen.one
+        seconds = options.timeout if options.timeout and options.timeout > 0 else WATCH_SECONDS
+        initial = options.send_initial is True
+        return WatchRequest(
+            prefix,
+            chosen,
+            call.view,
+            None if initial or not start else start,
+            initial_end=initial and options.bookmarks,
+            bookmarks=options.bookmarks,
+            timeout=min(seconds, MAX_WATCH),
+            key=repr((options.labels, options.fields, call.view.form, call.view.include, scope.resource.version)),
+            wait=start if initial else 0,
+            silent=options.send_initial is False and not start,
         )
-        first = False
-        return codec.dumps(made)
 
-    return shape
+
+def _unserved(call: Call) -> None:
+    """Refuse what discovery lists and nothing serves yet: some subresources, and kinds that are only answered."""
+    scope = call.scope
+    if (scope.sub and scope.sub not in SERVED_SUBS) or not scope.resource.storable:
+        raise StatusError(
+            501, "NotImplemented", f"{scope.resource.qualified} {scope.sub}: not served yet".replace(" :", ":")
+        )
+
+
+def replace_view(call: Call) -> Call:
+    """Return the call with an answer that is not converted: a Status is never a Table."""
+    return replace(call, view=replace(call.view, form=replace(call.view.form, convert=None)))
+
+
+def _stream_type(view: View) -> str:
+    return media.JSON if view.form.media == media.JSON else f"{view.form.media};stream=watch"
 
 
 def _scale(obj: Object) -> Object:
@@ -371,22 +386,3 @@ def _scale(obj: Object) -> Object:
         "spec": {"replicas": obj["spec"].get("replicas", 1)},
         "status": {"replicas": obj.get("status", {}).get("replicas", 0), "selector": selector},
     }
-
-
-async def _delete_options(request: web.Request) -> Object:
-    options = await body_of(request)
-    if not isinstance(options, dict):
-        raise errors.bad_request("expected a DeleteOptions object")
-    if "gracePeriodSeconds" in request.query:
-        options["gracePeriodSeconds"] = parse_version(request.query["gracePeriodSeconds"], "gracePeriodSeconds")
-    grace = options.get("gracePeriodSeconds")
-    if grace is not None and (not isinstance(grace, int) or isinstance(grace, bool) or not 0 <= grace <= MAX_GRACE):
-        raise errors.bad_request(f"gracePeriodSeconds: {grace!r}: expected 0 to {MAX_GRACE}")
-    for field, kind, what in (("preconditions", dict, "an object"), ("dryRun", list, "a list")):
-        if not isinstance(options.get(field) or kind(), kind):
-            raise errors.bad_request(f"{field}: expected {what}")
-    return options
-
-
-def _dry(request: web.Request, options: Object) -> bool:
-    return request.query.get("dryRun") == "All" or "All" in (options.get("dryRun") or [])

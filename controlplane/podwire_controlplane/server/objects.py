@@ -311,11 +311,12 @@ class Objects:
             marked = self._mark(strategy, obj, options.get("gracePeriodSeconds"))
             _propagate(marked, options)
             if dry_run:
-                return wire(item), False
+                return codec.with_revision(codec.encode(marked), item.revision), _finished(strategy, marked)
             try:
                 if _finished(strategy, marked):
                     change = await self.store.delete(scope.key, item.revision)
-                    return codec.with_revision(item.value, change.revision), True
+                    last = codec.encode(marked) if scope.resource.kind == "Pod" else item.value
+                    return codec.with_revision(last, change.revision), True
                 value = codec.encode(marked)
                 if value == item.value:
                     return wire(item), False
@@ -327,7 +328,7 @@ class Objects:
     def _mark(self, strategy: Strategy, obj: Object, grace: int | None) -> Object:
         """Set deletionTimestamp and the grace period. A second deletion can only shorten the grace period."""
         metadata, now = obj["metadata"], self.clock()
-        seconds = strategy.grace(obj, grace)
+        seconds = strategy.grace(obj, 1 if grace is not None and grace < 0 else grace)  # as upstream
         if "deletionTimestamp" in metadata:
             seconds = min(seconds, int(metadata.get("deletionGracePeriodSeconds", 0)))
             if seconds == metadata.get("deletionGracePeriodSeconds"):

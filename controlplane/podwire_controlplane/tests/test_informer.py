@@ -195,7 +195,7 @@ def test_errors_of_the_client() -> None:
             with pytest.raises(Refused) as caught:
                 async for _ in api.watch(PODS, {"resourceVersion": "x"}):
                     pass
-            assert caught.value.code == 400
+            assert caught.value.code == 500, "as upstream"
             assert await api.request("GET", "/healthz") == "ok"
         async with ApiClient(server.config("wrong")) as api:
             with pytest.raises(Refused) as caught:
