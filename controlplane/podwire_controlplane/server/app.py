@@ -12,18 +12,21 @@ from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 from podwire_base.kube.errors import StatusError
-from podwire_base.role import logs
+from podwire_base.role import logs, process
 
 from . import answers, auth, paths
 from .bodies import MAX_BODY
 from .documents import Documents
-from .handlers import REFUSED, USER, Handlers
+from .fairness import Fairness
+from .figures import Figures, Gauge
+from .handlers import REFUSED, SERVED, USER, Handlers
 from .identities import Identities
 from .objects import Objects
 from .query import parse as parse_query
 
 log = logs.get("apiserver")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+_METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS")
 Settled = Callable[[BaseTransport | None], object]
 # the flow schema and priority level of API priority and fairness; there is one of each here
 _FLOW = {
@@ -96,15 +99,16 @@ def _unknown(user: auth.User | None) -> str:
     return f"{why} of {user.name!r} has expired, was revoked or was replaced; a node joins again with `podwire join`"
 
 
-def catch_all(handlers: Handlers, documents: Documents) -> Handler:
+def catch_all(handlers: Handlers, documents: Documents, fairness: Fairness) -> Handler:
     """Return the handler of all paths."""
 
     async def handle(request: web.Request) -> web.StreamResponse:
         path, query = paths.split(request.raw_path)
         target = paths.parse(path)
-        if target.plural:
-            return await handlers.handle(request, target, query)
         user = request[USER]
+        if target.plural:
+            async with fairness.seat(user.name) as seat:
+                return await handlers.handle(request, target, query, seat.leave)
         if not auth.may_read(user, target.path):
             text = f'forbidden: User "{user.name}" cannot {request.method.lower()} path "{path[:200]}"'
             raise StatusError(403, "Forbidden", text)
@@ -113,16 +117,43 @@ def catch_all(handlers: Handlers, documents: Documents) -> Handler:
     return handle
 
 
+def _counting(figures: Figures, handlers: Handlers) -> Middleware:
+    @web.middleware
+    async def counting(request: web.Request, handler: Handler) -> web.StreamResponse:
+        start = time.monotonic()
+        answer = await handler(request)
+        verb, resource = request.get(SERVED, (request.method if request.method in _METHODS else "OTHER", ""))
+        figures.served(verb, resource, answer.status, time.monotonic() - start)
+        return answer
+
+    return counting
+
+
+def _gauges(fairness: Fairness, handlers: Handlers) -> list[Gauge]:
+    return [
+        ("apiserver_current_inflight_requests", "gauge", "Requests that are served now.", lambda: fairness.busy),
+        ("apiserver_current_inqueue_requests", "gauge", "Requests that wait for a seat.", lambda: fairness.waiting),
+        ("apiserver_longrunning_requests", "gauge", "Open watches.", lambda: len(handlers.hub)),
+        (
+            "apiserver_flowcontrol_rejected_requests_total",
+            "counter",
+            "Requests refused with 429.",
+            lambda: fairness.refused,
+        ),
+    ]
+
+
 def make_app(
     objects: Objects,
     tokens: Mapping[str, auth.User],
     identities: Identities | None = None,
     settled: Settled = lambda transport: None,
     documents: Documents | None = None,
+    fairness: Fairness | None = None,
 ) -> web.Application:
     """Return an aiohttp application that serves the whole API. tokens: bearer token -> user. identities: the
     reservations of node names; default: those in the store of `objects`. settled: called with the transport of each
-    request whose user is known. documents: health checks and metrics.
+    request whose user is known. documents: health checks and metrics. fairness: the seats of requests.
     """
     known = identities or Identities(objects.store)
     middlewares = [errors_as_status, authenticator(tokens, known, settled)]
@@ -133,5 +164,10 @@ def make_app(
 
     app.on_startup.append(follow)
     app.on_response_prepare.append(_headers)
-    app.router.add_route("*", "/{path:.*}", catch_all(Handlers(objects), documents or Documents(objects.registry)))
+    fairness, figures, handlers = fairness or Fairness(), Figures(), Handlers(objects)
+    figures.gauges += _gauges(fairness, handlers)
+    documents = documents or Documents(objects.registry)
+    documents.metrics = lambda: figures.page(process.figures())
+    app.middlewares.insert(0, _counting(figures, handlers))
+    app.router.add_route("*", "/{path:.*}", catch_all(handlers, documents, fairness))
     return app

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from aiohttp import web
@@ -20,6 +21,8 @@ from .query import boolean, number
 MAX_BODY = 3 * 1024 * 1024
 BODY_SECONDS = 60.0
 _LONG_YAML = 4096  # bytes; more is parsed in a thread: a text of 3 MB takes seconds
+_REPEATS = 100_000  # values that aliases repeat
+_THREAD = ThreadPoolExecutor(1, "yaml")  # one: so the event loop has at least half of the time
 PROPAGATION = ("Background", "Foreground", "Orphan")
 
 
@@ -59,7 +62,9 @@ async def decode(raw: bytes, kind: str, api_version: str = "", own: str = "") ->
         return {}
     try:
         if kind == YAML:
-            return await (asyncio.to_thread(_yaml, raw) if len(raw) > _LONG_YAML else _now(raw))
+            if len(raw) > _LONG_YAML:
+                return await asyncio.get_running_loop().run_in_executor(_THREAD, _yaml, raw)
+            return _yaml(raw)
         return codec.decode(raw)
     except RecursionError:
         raise errors.bad_request("the body is nested too deeply") from None
@@ -67,12 +72,8 @@ async def decode(raw: bytes, kind: str, api_version: str = "", own: str = "") ->
         raise errors.bad_request(f"the body is not {'YAML' if kind == YAML else 'JSON'}: {err}") from err
 
 
-async def _now(raw: bytes) -> Any:
-    return _yaml(raw)
-
-
 def _yaml(raw: bytes) -> Any:
-    return next(yamltext.documents(raw, aliases=False), {})
+    return next(yamltext.documents(raw, repeats=_REPEATS), {})
 
 
 def delete_options(body: Any, query: Mapping[str, str]) -> Object:

@@ -30,6 +30,7 @@ from .watch import Hub, WatchRequest, reach
 
 log = logs.get("apiserver")
 USER = web.RequestKey("user", auth.User)
+SERVED: web.RequestKey[tuple[str, str]] = web.RequestKey("served", tuple)  # verb and resource, for the metrics
 REFUSED = web.RequestKey("refused", str)  # why the client's certificate does not count, on paths without authentication
 MAX_WATCH = 3600.0
 SERVED_SUBS = ("status", "scale", "finalize")
@@ -57,6 +58,7 @@ class Call:
     query: dict[str, str]
     view: View
     user: auth.User
+    begun: Callable[[], None]
 
 
 def page_not_found() -> web.Response:
@@ -107,8 +109,12 @@ class Handlers:
 
     # ---- the request
 
-    async def handle(self, http: web.Request, target: Target, query: str) -> web.StreamResponse:
-        """Answer one request. query: percent-encoded. Raises a StatusError."""
+    async def handle(
+        self, http: web.Request, target: Target, query: str, begun: Callable[[], None] = lambda: None
+    ) -> web.StreamResponse:
+        """Answer one request. query: percent-encoded. begun: called when a watch has begun, which can last for hours.
+        Raises a StatusError.
+        """
         user, method = http[USER], http.method
         resource = self.objects.registry.by_path.get((target.group, target.version, target.plural))
         fields = parse_query(query)
@@ -116,13 +122,14 @@ class Handlers:
         self._authorise(user, verb, target, resource)
         if resource is None:
             return self._no_resource(target)
+        http[SERVED] = (verb.upper(), resource.plural)
         scope = self._scope(resource, target)
         self._check_verb(method, verb, resource, target)
         form = media.negotiate(http.headers.get("Accept", ""))
         if fields.get("pretty") and fields["pretty"] not in ("0", "false"):
             form = replace(form, pretty=True)
         view = View(resource, form, fields.get("includeObject", "Metadata"))
-        call = Call(http, scope, verb, fields, view, user)
+        call = Call(http, scope, verb, fields, view, user, begun)
         if target.watched and target.name:
             fields["fieldSelector"] = f"metadata.name={target.name}"
             call = replace(call, scope=replace(scope, name=""))
@@ -325,6 +332,7 @@ class Handlers:
             answer.enable_chunked_encoding()
         try:
             await answer.prepare(call.http)
+            call.begun()
             await self.hub.serve(call.http, answer, request)
         except (ConnectionError, OSError) as err:
             log.debug("a watch ended with its client", error=str(err))

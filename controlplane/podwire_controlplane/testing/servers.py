@@ -21,6 +21,7 @@ from podwire_base.patience import patient
 from podwire_controlplane.allocators import ServiceAllocator
 from podwire_controlplane.server import auth, pki
 from podwire_controlplane.server.app import make_app
+from podwire_controlplane.server.fairness import Fairness
 from podwire_controlplane.server.listening import Guard, Listening
 from podwire_controlplane.server.main import _listener
 from podwire_controlplane.server.objects import Objects, Scope, WriteOptions
@@ -54,7 +55,8 @@ class Server(InThread):
             if await self.store.get(scope.key) is None:
                 await self.objects.create(scope, {"metadata": {"name": space}}, WriteOptions())
         guard = Guard()
-        app = make_app(self.objects, TOKENS, settled=guard.settled)
+        self.fairness = Fairness()
+        app = make_app(self.objects, TOKENS, settled=guard.settled, fairness=self.fairness)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await self._runner.setup()
         assert self._runner.server is not None
@@ -120,6 +122,11 @@ class Server(InThread):
         code, answer = self.ask(method, path, body, **more)
         assert code < 300, answer
         return answer
+
+    def text(self, path: str) -> bytes:
+        with self.open("GET", path) as answer:
+            assert answer.status == 200
+            return answer.read()
 
     def frames(self, path: str, **more: Any) -> list[Object]:
         """Return all frames of a watch that ends after its timeoutSeconds."""

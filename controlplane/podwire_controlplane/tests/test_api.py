@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from datetime import UTC, datetime
+from time import process_time
 from typing import Any
 
 import pytest
@@ -179,10 +181,31 @@ def test_yaml_that_is_refused(text: str) -> None:
         list(yamltext.documents(text))
 
 
-def test_no_aliases_from_the_network() -> None:
+def test_what_aliases_repeat_is_bounded() -> None:
     lines = ["a0: &a0 [x, x]"] + [f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]" for n in range(1, 60)]
-    with pytest.raises(yamltext.BadYaml, match="aliases"):
-        list(yamltext.documents("\n".join(lines), aliases=False))
+    with pytest.raises(yamltext.BadYaml, match="repeat"):
+        list(yamltext.documents("\n".join(lines), repeats=1000))
+    with pytest.raises(yamltext.BadYaml, match="values"):
+        list(yamltext.documents("\n".join(lines)))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 1_000_000,
+        "{a: " * 300_000,
+        "- " * 200_000,
+        "a: " + "1:" * 500_000 + "1",
+        "a: " + "9" * 1_000_000,
+        "? " * 9999,
+    ],
+    ids=lambda text: text[:6],
+)
+def test_hostile_yaml_takes_a_moment(text: str) -> None:
+    start = process_time()
+    with contextlib.suppress(yamltext.BadYaml):
+        list(yamltext.documents(text))
+    assert process_time() - start < 2
 
 
 def test_registry() -> None:
