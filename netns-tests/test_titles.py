@@ -55,7 +55,7 @@ def test_ps_shows_role_and_node_and_down_finds_every_process(tmp_path: Path, mon
     monkeypatch.setattr(ClusterConfig, "node_names", lambda self: [NODE])
     config = ClusterConfig(name=f"titles{os.getpid()}", nodes=1, api_port=free_port(0))
     try:
-        process = up(config)
+        process = up(config).process
         rows = shown()
         machine = read_state(config.run_dir / "supervisor.json")
         roles = read_state(config.node_dir(NODE) / "agent.json")

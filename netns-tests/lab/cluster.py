@@ -65,7 +65,7 @@ def cluster(
     tool, tool_name = find_tool()
     lab = DemoLab(config, tool, tool_name)
     try:
-        process = up(config, until_eof=True)
+        process = up(config, until_eof=True).process
         if outside:
             lab.make_outside()
         with _watched(lab) if watched else contextlib.nullcontext():

@@ -94,6 +94,16 @@ class ClusterConfig:
         return BASE / self.name
 
     @property
+    def failed_dir(self) -> Path:
+        """Where the logs of a start that failed are kept until the next `podwire up` or `podwire down`."""
+        return BASE / f"{self.name}.failed"
+
+    @property
+    def context(self) -> str:
+        """The name of the cluster and of its context in kubeconfigs; names of users begin with it."""
+        return self.name if self.name == "podwire" else f"podwire-{self.name}"
+
+    @property
     def kubeconfig(self) -> Path:
         return self.run_dir / "kubeconfig"
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import json
 import os
+import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -19,15 +22,22 @@ from podwire_base.kube.client.http import ApiClient
 from podwire_base.kube.conditions import condition, is_true
 from podwire_base.kube.errors import ApiError, ConfigError
 from podwire_base.patience import patient
+from podwire_base.role import beat, watching
+from podwire_base.role.supervisor import read_state
+from podwire_controlplane.store.damage import damage, keep_aside
 from podwire_node.kubelet import ROLES
 
-from .config import BASE, ClusterConfig
+from . import hopeless
+from .config import BASE, LAYOUT, ClusterConfig
 from .record import load, save
-from .teardown import stop_supervisor, teardown
+from .teardown import abandon, keep_logs, stop_supervisor, supervisor, teardown
 
 Say = Callable[[str], None]
 WAIT_SECONDS = 60.0
-DOWN_SECONDS = 15.0  # that `down` waits for another one; then it works beside it
+ALONE_SECONDS = 15.0  # that a command waits for others of the same cluster; then it works beside them
+LEAST_FREE = 65536  # bytes of disk that a start needs
+READY = "ready"  # a file in the run directory: the cluster was ready once
+AGAIN = "run `podwire down` and `podwire up`"
 
 
 class UpFailed(Exception):
@@ -42,8 +52,6 @@ class Missing:
 
 
 def _requirements() -> list[str]:
-    import shutil
-
     problems = [] if os.geteuid() == 0 else ["podwire up needs root: it makes network namespaces"]
     for tool, package in (("nsenter", "util-linux"),):
         if not shutil.which(tool):
@@ -91,37 +99,124 @@ def _locked(run_dir: Path, end: float) -> int:
         os.close(fd)
 
 
-def start(config: ClusterConfig, *, until_eof: bool = False) -> subprocess.Popen[bytes]:
-    """Start the cluster's process in the background. With `until_eof`, this process ends when its stdin pipe closes,
-    which also happens if the caller crashes. Raises UpFailed.
+@contextlib.contextmanager
+def _turn() -> Iterator[None]:
+    """Hold off every other `podwire up` of this machine, for some milliseconds."""
+    turn = os.open("/run", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(turn)
+
+
+def hold_port(wanted: int) -> socket.socket:
+    """Return a socket that holds the TCP port `wanted` of 127.0.0.1, or any free port if it is taken. The socket does
+    not listen, so clients are refused until the API server listens at the port; it may do so by SO_REUSEPORT. Raises
+    UpFailed.
+    """
+    with _turn():  # two sockets with SO_REUSEADDR may be bound to a port until one of them listens
+        for port in (wanted, 0):
+            sock = socket.socket()
+            try:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections of an earlier run may linger
+                sock.bind(("127.0.0.1", port))
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            except OSError:
+                sock.close()
+                continue
+            return sock
+    raise UpFailed("no free port on 127.0.0.1")
+
+
+@dataclass(frozen=True)
+class Started:
+    """A cluster's process. config: of the cluster. again: the cluster was there already, and its process had ended.
+    notes: what the user should know about it.
+    """
+
+    process: subprocess.Popen[bytes]
+    config: ClusterConfig
+    again: bool = False
+    notes: tuple[str, ...] = ()
+
+
+def start(config: ClusterConfig, *, until_eof: bool = False, port: socket.socket | None = None) -> Started:
+    """Start the cluster's process in the background, or start the process of a cluster again that lost it. With
+    `until_eof`, this process ends when its stdin pipe closes, which also happens if the caller crashes. port: holds
+    the cluster's port; None: hold it here. Raises UpFailed.
     """
     if problems := _requirements():
         raise UpFailed("; ".join(problems))
-    if load(config.name) is not None:
-        raise UpFailed(
-            f"cluster {config.name!r} is up already or was not stopped cleanly: run {down_command(config)} first"
-        )
+    new = False
     try:
+        new = _create(config)
+        with alone(config, ALONE_SECONDS):
+            found = load(config.name)
+            if found is None:
+                raise UpFailed(f"{config.record} is missing or damaged: run {down_command(config)} first")
+            notes = _prepare(found)
+            return _begin(found, notes, until_eof=until_eof, port=port if found.api_port == config.api_port else None)
+    except BaseException as err:
+        if new and not supervisor(config):
+            teardown(config)
+        if isinstance(err, OSError):
+            raise UpFailed(f"{err.filename or config.run_dir}: {err.strerror}") from err
+        raise
+
+
+def _create(config: ClusterConfig) -> bool:
+    """Make the run directory and the record of a new cluster. Returns False if there is one already."""
+    with _turn():
+        if config.run_dir.exists():
+            if config.record.exists() or (config.run_dir / "api" / "store.db").exists():
+                return False
+            teardown(config)  # of a start that was interrupted in its first moment: there is nothing of value
         _make(config.run_dir)
-    except FileExistsError:
+        save(config)
+        return True
+
+
+def _prepare(config: ClusterConfig) -> tuple[str, ...]:
+    """Prepare a cluster that exists for a new process. Returns what the user should know. Raises UpFailed."""
+    if supervisor(config):
+        ready = (config.run_dir / READY).exists()
+        state = "is up already" if ready else "is being started by another `podwire up`"
+        raise UpFailed(f"cluster {config.name!r} {state}; {down_command(config)} ends it")
+    if config.layout != LAYOUT:
         raise UpFailed(
-            f"{config.run_dir} is left from an interrupted start: run {down_command(config)} first"
-        ) from None
-    (config.run_dir / "log").mkdir()
-    save(config)
-    with (config.run_dir / "log" / "cluster.log").open("ab") as log:
-        environment = {**os.environ, "PODWIRE_CLUSTER": str(config.run_dir)}
-        command = [sys.executable, "-m", "podwire.cluster.run", config.name]
-        process = subprocess.Popen(
-            command + (["--until-eof"] if until_eof else []),
-            env=environment,
-            start_new_session=True,
-            stdin=subprocess.PIPE if until_eof else subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
+            f"cluster {config.name!r} lost its process, and another version of podwire made it: run "
+            f"{down_command(config)} first"
         )
+    abandon(config)  # roles that are about to end still have the store and ports
+    store = config.run_dir / "api" / "store.db"
+    if not (config.run_dir / READY).exists() or not (why := damage(store)):
+        return ()
+    kept = keep_aside(store)
+    where = f"it is kept as {kept} until {down_command(config)}, and " if kept else ""
+    return (f"the store {store} is damaged ({why}); {where}the cluster starts with an empty one",)
+
+
+def _begin(config: ClusterConfig, notes: tuple[str, ...], *, until_eof: bool, port: socket.socket | None) -> Started:
+    (config.run_dir / "log").mkdir(exist_ok=True)
+    port = port or hold_port(config.api_port)
+    with port:
+        if port.getsockname()[1] != config.api_port:
+            raise UpFailed(f"port {config.api_port} of 127.0.0.1 is taken by another program: end it, or {AGAIN}")
+        command = [sys.executable, "-m", "podwire.cluster.run", config.name, "--holds", str(port.fileno())]
+        with (config.run_dir / "log" / "cluster.log").open("ab") as log:
+            process = subprocess.Popen(
+                command + (["--until-eof"] if until_eof else []),
+                env={**os.environ, "PODWIRE_CLUSTER": str(config.run_dir)},
+                start_new_session=True,
+                stdin=subprocess.PIPE if until_eof else subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=(port.fileno(),),
+            )
     (config.run_dir / "process.json").write_text(json.dumps({"pid": process.pid}))
-    return process
+    return Started(process, config, bool(notes) or (config.run_dir / READY).exists(), notes)
 
 
 def _make(run_dir: Path) -> None:
@@ -143,6 +238,20 @@ async def _missing(api: ApiClient, config: ClusterConfig) -> list[str]:
         for kind in ("Ready", *ROLES.values()):
             if not is_true(node, kind):
                 rows.append(f"{wanted}: {kind}: {condition(node, kind).get('message') or 'not yet'}")
+    return rows + _starting(config)
+
+
+def _starting(config: ClusterConfig) -> list[str]:
+    """Return the nodes' roles whose process does not say that it is ready. After a cluster was taken up again, the API
+    still has what the earlier processes said.
+    """
+    rows = []
+    for node in config.node_names():
+        state = read_state(config.node_dir(node) / "agent.json")
+        for role in (*ROLES, "node"):
+            found = watching.reading(beat.path_of(config.node_dir(node), role), state.get(role, {}).get("pid", 0))
+            if found is None or not found.ready:
+                rows.append(f"{node}: {role}: {found.did if found else 'starts'}")
     return rows
 
 
@@ -154,6 +263,8 @@ async def _wait(config: ClusterConfig, process: subprocess.Popen[bytes], say: Sa
         while time.monotonic() < end:
             if process.poll() is not None:
                 raise UpFailed(f"the cluster's process ended with status {process.returncode}: {_last_words(config)}")
+            if why := _hopeless(config):
+                raise UpFailed(why)
             try:
                 if api is None and config.kubeconfig.exists():
                     api = await ApiClient(client_config.load(config.kubeconfig)).__aenter__()
@@ -170,39 +281,89 @@ async def _wait(config: ClusterConfig, process: subprocess.Popen[bytes], say: Sa
     finally:
         if api is not None:
             await api.__aexit__(None, None, None)
-    raise UpFailed(
-        f"not ready after {seconds:.0f} s: {'; '.join(missing)}; logs: {config.run_dir}/log and "
-        f"{config.run_dir}/nodes/*/log"
-    )
+    raise UpFailed(f"not ready after {seconds:.0f} s: {'; '.join(missing)}")
+
+
+def _hopeless(config: ClusterConfig) -> str:
+    """Return why the start cannot succeed, "" if it still can."""
+    if (free := _free(config.run_dir)) < LEAST_FREE:  # then no role and no log can say so
+        return f"{os.strerror(errno.ENOSPC)}: the file system of {config.run_dir} has {free} bytes left"
+    places = [(config.run_dir / "supervisor.json", config.run_dir / "log", "")]
+    places += [(config.node_dir(n) / "agent.json", config.node_dir(n) / "log", f"{n}: ") for n in config.node_names()]
+    for state, logs, where in places:
+        if role := hopeless.ended(read_state(state)):
+            text = _text(logs / f"{role}.log")
+            return f"{where}{role} ends again and again: {hopeless.reason(text) or _last_line(text)}"
+    return ""
+
+
+def _free(directory: Path) -> int:
+    try:
+        found = os.statvfs(directory)
+    except OSError:
+        return LEAST_FREE
+    return found.f_bfree * found.f_frsize
 
 
 def _last_words(config: ClusterConfig) -> str:
+    text = _text(config.run_dir / "log" / "cluster.log")
+    return hopeless.reason(text) or _last_line(text)
+
+
+def _last_line(text: str) -> str:
+    return (text.strip().splitlines() or ["it said nothing"])[-1]
+
+
+def _text(path: Path) -> str:
     try:
-        lines = (config.run_dir / "log" / "cluster.log").read_text().strip().splitlines()
-        return lines[-1] if lines else "it said nothing"
+        return path.read_text(errors="replace")
     except OSError:
-        return "its log does not exist"
+        return ""
 
 
-def up(config: ClusterConfig, say: Say = lambda _: None, *, until_eof: bool = False) -> subprocess.Popen[bytes]:
-    """Start the cluster and wait until every node and every role is ready. If this fails, remove the cluster and raise
+def up(
+    config: ClusterConfig, say: Say = lambda _: None, *, until_eof: bool = False, port: socket.socket | None = None
+) -> Started:
+    """Start the cluster, or take it up again if its process died, and wait until every node and every role is ready.
+    If this fails, remove a new cluster, but keep its logs; of a cluster that existed, leave everything. Raises
     UpFailed.
     """
-    process = start(config, until_eof=until_eof)
+    made = start(config, until_eof=until_eof, port=port)
+    for note in made.notes:
+        say(note)
     try:
-        asyncio.run(_wait(config, process, say))
-    except BaseException:
-        down(config)
+        asyncio.run(_wait(made.config, made.process, say))
+        with contextlib.suppress(OSError):
+            (made.config.run_dir / READY).touch()
+    except BaseException as err:
+        where = _give_up(made)
+        if isinstance(err, UpFailed):
+            raise UpFailed(f"{err}\n  logs: {where}") from err
         raise
-    return process
+    with contextlib.suppress(OSError):
+        shutil.rmtree(made.config.failed_dir)
+    return made
+
+
+def _give_up(made: Started) -> str:
+    """End a start that failed, and return the folders of its logs."""
+    config = made.config
+    if made.again:
+        abandon(config)
+        return f"{config.run_dir}/log, {config.run_dir}/nodes/*/log; everything else of the cluster is kept too"
+    keep_logs(config)
+    stop_supervisor(config)
+    teardown(config)
+    return str(config.failed_dir)
 
 
 def down(config: ClusterConfig, say: Say = lambda _: None) -> list[str]:
     """Stop and remove a cluster in any state. A cluster that does not exist is not an error. Returns what stays: one
     line for each thing, with the reason and the command that removes it.
     """
-    with alone(config, DOWN_SECONDS):
+    with alone(config, ALONE_SECONDS):
         stop_supervisor(config)
+        shutil.rmtree(config.failed_dir, ignore_errors=True)
         return teardown(config, say)
 
 

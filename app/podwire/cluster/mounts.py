@@ -68,6 +68,13 @@ def pin(file: Path) -> None:
     _mount("/proc/thread-self/ns/net", str(file), MS_BIND)
 
 
+def unpin(file: Path) -> None:
+    """Remove a file that `pin` mounted on, if it exists. Raises OSError."""
+    while _unmount(str(file)):
+        pass
+    file.unlink(missing_ok=True)
+
+
 def _private(work: Callable[[], None]) -> None:
     """Run `work` in a mount namespace of its own, a copy of the caller's. Raises OSError."""
 

@@ -150,6 +150,49 @@ def _join(
     netlink(config.netns(name), there)
 
 
+def ensure(config: ClusterConfig) -> list[str]:
+    """Make the switch and the nodes' namespaces: those that are missing, or that lost their links. Returns the names of
+    those that were made. Raises OSError and NameTaken.
+    """
+    made = []
+    if not whole(config, SWITCH):
+        unmake(config, SWITCH)
+        make_switch(config)
+        made.append(SWITCH)
+    for node in config.node_names():
+        if made[:1] == [SWITCH] or not whole(config, node):
+            unmake(config, node)
+            make_node(config, node)
+            made.append(node)
+        link(config.netns(node))
+    link(config.netns(SWITCH))
+    return made
+
+
+def whole(config: ClusterConfig, name: str) -> bool:
+    """Whether the namespace of a node or the switch is there, with its address on its link."""
+    target = config.netns(name)
+    device, address = (BRIDGE, config.gateway) if name == SWITCH else ("eth0", config.node_address(name))
+
+    def look(ipr: IPRoute) -> bool:
+        found = ipr.link_lookup(ifname=device)
+        return bool(found) and address in {a.get_attr("IFA_LOCAL") for a in ipr.get_addr(index=found[0], family=2)}
+
+    return exists(target) and netlink(target, look)
+
+
+def unmake(config: ClusterConfig, name: str) -> None:
+    """Remove the namespace of a node or of the switch, and the node's port on the switch."""
+    mounts.unpin(config.netns(name))
+    if name != SWITCH and exists(config.netns(SWITCH)):
+
+        def delete(ipr: IPRoute) -> None:
+            for index in ipr.link_lookup(ifname=name):
+                ipr.link("del", index=index)
+
+        netlink(config.netns(SWITCH), delete)
+
+
 def make_node(config: ClusterConfig, node: str) -> None:
     create(config, node)
     _join(config, node, node, config.node_address(node), config.node_prefix, config.gateway, bridged=True)

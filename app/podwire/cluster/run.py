@@ -4,63 +4,30 @@ end.
 
 from __future__ import annotations
 
-import json
 import os
-import secrets
+import select
 import sys
 from functools import partial
-from pathlib import Path
 
 from podwire_base.role import beat, logs
 from podwire_base.role.supervisor import Role, Supervisor, adopt_orphans, reap_all
 from podwire_base.role.title import set_title
 from podwire_controlplane.controllers.driver import ControllersConfig
 from podwire_controlplane.controllers.driver import run as run_controllers
-from podwire_controlplane.server import auth, pki
 from podwire_controlplane.server.main import ServerConfig
 from podwire_controlplane.server.main import run as run_server
 from podwire_proxy import backends
 
 from .. import agent
-from . import network, publisher
+from . import credentials, network, publisher
 from .config import MARKER, ClusterConfig
 from .teardown import teardown
 
 log = logs.get("cluster")
 
 
-def make_credentials(config: ClusterConfig) -> None:
-    """Write the CA, the server certificate, and the kubeconfigs of the admin, of the controllers and of each node. The
-    files have mode 0600.
-    """
-    ca, data = pki.Authority(), config.run_dir / "api"
-    data.mkdir(mode=0o700, parents=True, exist_ok=True)
-    names = [
-        "localhost",
-        "kubernetes",
-        "kubernetes.default",
-        "kubernetes.default.svc",
-        f"kubernetes.default.svc.{config.cluster_domain}",
-    ]
-    server = ca.server(names, ["127.0.0.1", config.gateway, config.kubernetes_address])
-    pki.write_private(data / "ca.pem", ca.certificate)
-    pki.write_private(data / "server.pem", server.certificate)
-    pki.write_private(data / "server-key.pem", server.key)
-    token = secrets.token_urlsafe(32)
-    pki.write_private(data / "tokens.json", json.dumps({token: {"name": "admin", "groups": [auth.ADMINS]}}))
-    outside, inside = f"https://127.0.0.1:{config.api_port}", f"https://{config.gateway}:6443"
-
-    def write(path: Path, server: str, user: str, group: str) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pki.write_private(path, pki.kubeconfig(config.name, server, ca.certificate, user, ca.client(user, [group])))
-
-    write(config.kubeconfig, outside, "admin", auth.ADMINS)
-    write(data / "controllers.kubeconfig", outside, "system:kube-controller-manager", auth.ADMINS)
-    for node in config.node_names():
-        write(config.node_dir(node) / "kubeconfig", inside, f"system:node:{node}", auth.NODES)
-
-
-def _roles(config: ClusterConfig) -> list[Role]:
+def _roles(config: ClusterConfig, held: tuple[int, ...] = ()) -> list[Role]:
+    """Return the processes of the cluster. held: TCP ports of this machine that this process holds for its roles."""
     data, log_dir = config.run_dir / "api", config.run_dir / "log"
     server = ServerConfig(
         data,
@@ -68,6 +35,7 @@ def _roles(config: ClusterConfig) -> list[Role]:
         (config.gateway, 6443),
         config.service_cidr,
         dns=(config.dns_address, config.cluster_domain),
+        held=held,
     )
     controllers = ControllersConfig(
         str(data / "controllers.kubeconfig"), config.cluster_cidr, load_balancer_pool=config.balancer_pool
@@ -133,33 +101,44 @@ def _import_all() -> None:
     )
 
 
-def run(config: ClusterConfig, until_eof: int | None = None) -> None:
-    """Run the cluster until SIGTERM, SIGINT or end of file on the descriptor `until_eof`. Then remove the cluster."""
+def run(config: ClusterConfig, until_eof: int | None = None, held: tuple[int, ...] = ()) -> None:
+    """Run the cluster until SIGTERM, SIGINT or end of file on the descriptor `until_eof`. Then remove the cluster.
+    After an error everything stays: the logs, and what `podwire up` needs to take the cluster up again.
+    """
     os.environ[MARKER] = str(config.run_dir)
     set_title("podwire", "cluster", config.name)
     adopt_orphans()  # pods run on when their node agent ends; this process then becomes their parent and reaps them
     try:
-        make_credentials(config)
-        network.make_switch(config)
-        for node in config.node_names():
-            network.make_node(config, node)
+        credentials.make(config)
+        network.ensure(config)
         _import_all()
         log.info("starting", cluster=config.name, nodes=config.nodes)
-        Supervisor(_roles(config), config.run_dir / "supervisor.json", until_eof).run()
-    finally:
-        teardown(config, say=lambda text: log.info("down", what=text))
-        reap_all()
+        Supervisor(_roles(config, held), config.run_dir / "supervisor.json", until_eof).run()
+    except (OSError, credentials.Damaged, network.NameTaken) as err:
+        log.error("the cluster cannot run", error=str(err))
+        if until_eof is not None and select.select([until_eof], [], [], 0)[0]:
+            teardown(config)  # the starter ended too, so nobody else removes the cluster
+        raise SystemExit(1) from err
+    for line in teardown(config, say=lambda text: log.info("down", what=text)):
+        log.error("stays", what=line)
+    reap_all()
 
 
 def main(argv: list[str]) -> None:
-    """`python -m podwire.cluster.run NAME [--until-eof]`: the process that `podwire up` starts in the background."""
+    """`python -m podwire.cluster.run NAME [--until-eof] [--holds FD]`: the process that `podwire up` starts in the
+    background. FD: a socket that holds the port of the API server.
+    """
     from .record import load
 
     config = load(argv[0])
     if config is None:
         raise SystemExit(f"podwire: no cluster {argv[0]!r} was prepared")
     logs.to_file(config.run_dir / "log" / "cluster.log")
-    run(config, until_eof=0 if "--until-eof" in argv else None)
+    held: tuple[int, ...] = ()
+    if "--holds" in argv:
+        os.set_inheritable(int(argv[argv.index("--holds") + 1]), False)  # for roles, which are forked, but not for pods
+        held = (config.api_port,)
+    run(config, until_eof=0 if "--until-eof" in argv else None, held=held)
 
 
 if __name__ == "__main__":

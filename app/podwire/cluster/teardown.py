@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import time
@@ -22,6 +23,8 @@ from .config import BASE, MARKER, NETNS, ClusterConfig
 
 _STOP_SECONDS = 8.0
 _KILL_SECONDS = 2.0
+_ROLE_SECONDS = 5.0
+_PROCESS = ("process.json", "supervisor.json")  # `podwire up` writes the first one, and its process the second one
 
 
 def _processes(config: ClusterConfig) -> Iterator[int]:
@@ -41,7 +44,7 @@ def _processes(config: ClusterConfig) -> Iterator[int]:
 
 def supervisor(config: ClusterConfig) -> int:
     """Return the pid of the process behind `podwire up`, 0 if it does not run."""
-    for name in ("process.json", "supervisor.json"):  # the first one is written at the start, the second one later
+    for name in _PROCESS:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             pid = int(json.loads((config.run_dir / name).read_text())["pid"])
             if running(pid) and pid in _processes(config):
@@ -68,6 +71,10 @@ def teardown(config: ClusterConfig, say: Callable[[str], None] = lambda _: None)
     """
     inside = _inside(config)
     stays = _kill(config)
+    if (config.run_dir / "merged.json").exists():
+        from . import merging  # and yaml, which takes long to import
+
+        stays += merging.take_out(config)
     names = _recorded(config)
 
     def ours(entry: Path) -> bool:
@@ -81,6 +88,44 @@ def teardown(config: ClusterConfig, say: Callable[[str], None] = lambda _: None)
     stays += mounts.remove(config.run_dir, NETNS, ours, say)
     mounts.empty((NETNS, BASE))  # `ip netns` creates the first one again when needed
     return stays
+
+
+def abandon(config: ClusterConfig) -> None:
+    """End the process behind `podwire up` and all roles, and leave everything else: files, namespaces and pods. The
+    cluster can be taken up again.
+    """
+    marked, pid = set(_processes(config)), supervisor(config)
+    roles = {role for role in _roles(config) if role in marked} - {pid}
+    if pid:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)  # SIGTERM would remove the cluster; SIGKILL sends SIGTERM to its roles
+    end = time.monotonic() + _ROLE_SECONDS
+    for number in (signal.SIGTERM, signal.SIGCONT, signal.SIGKILL):
+        for role in filter(running, roles):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(role, number)
+        while number != signal.SIGTERM and any(map(running, roles)) and time.monotonic() < end:
+            time.sleep(0.01)
+    for path in (*(config.run_dir / name for name in _PROCESS), *config.run_dir.glob("nodes/*/agent.json")):
+        path.unlink(missing_ok=True)
+
+
+def _roles(config: ClusterConfig) -> Iterator[int]:
+    """Yield the pids in the state files of the supervisors, which may have ended."""
+    for path in (config.run_dir / "supervisor.json", *config.run_dir.glob("nodes/*/agent.json")):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            state = json.loads(path.read_text())
+            yield from (int(pid) for pid in (state["pid"], *(row["pid"] for row in state["roles"].values())) if pid)
+
+
+def keep_logs(config: ClusterConfig) -> None:
+    """Move the logs to `failed_dir`, which takes the place of an earlier one. This works on a full disk."""
+    shutil.rmtree(config.failed_dir, ignore_errors=True)
+    for folder in (config.run_dir / "log", *config.run_dir.glob("nodes/*/log")):
+        with contextlib.suppress(OSError):
+            config.failed_dir.mkdir(exist_ok=True)
+            own = "cluster" if folder.parent == config.run_dir else folder.parent.name
+            folder.rename(config.failed_dir / own)
 
 
 def _kill(config: ClusterConfig) -> list[str]:

@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
 import socket
 import time
 
 import click
+import yaml
 
 from podwire_base.role import watching
 from podwire_proxy import backends
 
-from ..cluster import publisher
+from ..cluster import credentials, merging, publisher
 from ..cluster.config import BadConfig, ClusterConfig
-from ..cluster.lifecycle import UpFailed, down_command
+from ..cluster.lifecycle import READY, UpFailed, down_command, hold_port
 from ..cluster.lifecycle import down as take_down
 from ..cluster.lifecycle import up as bring_up
 from ..cluster.publications import WORDS, BadPublication, parse
 from ..cluster.record import load
-from .common import Failed, err, out
+from ..cluster.teardown import supervisor
+from .common import Failed, complete_clusters, err, local_clusters, make_table, out, print_table
 
 name_option = click.option(
-    "--name", default="podwire", show_default=True, help="Name of the cluster and of its namespaces."
+    "--name",
+    default="podwire",
+    show_default=True,
+    shell_complete=complete_clusters,
+    help="Name of the cluster and of its namespaces.",
 )
 
 
@@ -110,10 +118,11 @@ def up(
     try:
         publications = [parse(text) for text in publish]
         publisher.check_free(publications)
+        port = hold_port(api_port)
         config = ClusterConfig(
             name=name,
             nodes=nodes,
-            api_port=free_port(api_port),
+            api_port=port.getsockname()[1],
             upstream_dns=upstream_dns,
             bridge_nf=int(bridge_nf or -1),
             load_balancer_pool=_pool(load_balancer_pool),
@@ -123,12 +132,19 @@ def up(
         interruptible()
         if not watchdog:
             os.environ[watching.VARIABLE] = "0"
-        bring_up(config, lambda text: err.print(f"  {text}", style="dim"))
+        made = bring_up(config, lambda text: err.print(f"  {text}", style="dim"), port=port)
     except (BadConfig, BadPublication, publisher.CannotPublish, UpFailed) as error:
         raise Failed(str(error)) from error
     except KeyboardInterrupt:
-        raise Failed("interrupted; taking everything down again") from None
-    out.print(f"cluster [bold]{name}[/bold] with {nodes} nodes is ready after {time.monotonic() - begin:.1f} s")
+        raise Failed("interrupted") from None
+    seconds = f"after {time.monotonic() - begin:.1f} s"
+    if made.again:
+        if differs := _different(config, made.config):
+            err.print(f"  the cluster keeps its own {differs}: `podwire down` first to change that", style="yellow")
+        out.print(f"cluster [bold]{name}[/bold], whose process had ended, is up again {seconds}")
+    else:
+        out.print(f"cluster [bold]{name}[/bold] with {nodes} nodes is ready {seconds}")
+    config = made.config
     out.print(f"  export KUBECONFIG={config.kubeconfig}", soft_wrap=True)
     if publications:
         for row in publisher.ask(config, "list", []):
@@ -137,6 +153,17 @@ def up(
         "  try: podwire apply -f examples/; podwire status; podwire get pods -o wide; "
         f"{down_command(config).strip('`')}",
         soft_wrap=True,
+    )
+
+
+def _different(given: ClusterConfig, own: ClusterConfig) -> str:
+    """Return the options that the command line gives and that the cluster has otherwise."""
+    context = click.get_current_context()
+    named = [p for p in context.params if context.get_parameter_source(p) == click.core.ParameterSource.COMMANDLINE]
+    return ", ".join(
+        f"--{option.replace('_', '-')}"
+        for option in named
+        if getattr(given, option, None) != getattr(own, option, None)
     )
 
 
@@ -159,11 +186,75 @@ def down(name: str) -> None:
     out.print(f"cluster [bold]{name}[/bold] is down")
 
 
+@click.command("list")
+@click.option("-o", "--output", type=click.Choice(["json"]), help="Output format.")
+def list_(output: str | None) -> None:
+    """Show the clusters on this machine."""
+    rows: list[dict[str, str | int | None]] = []
+    for name in local_clusters():
+        config = load(name)
+        if config is None:
+            row: dict[str, str | int | None] = {
+                "name": name,
+                "status": "damaged record",
+                "nodes": None,
+                "server": "",
+                "kubeconfig": "",
+            }
+        else:
+            ready, pid = (config.run_dir / READY).exists(), supervisor(config)
+            status = ("running" if ready else "starting") if pid else "process ended"
+            row = {"name": name, "status": status, "nodes": len(config.node_names())}
+            row |= {"server": f"https://127.0.0.1:{config.api_port}", "kubeconfig": str(config.kubeconfig)}
+        rows.append(row)
+    if output == "json":
+        click.echo(json.dumps({"clusters": rows}, indent=2))
+        return
+    if not rows:
+        err.print("no cluster on this machine: start one with `podwire up`")
+        return
+    grid = make_table("NAME", "STATUS", "NODES", "SERVER", "KUBECONFIG")
+    for row in rows:
+        grid.add_row(*("-" if value in ("", None) else str(value) for value in row.values()))
+    print_table(grid)
+    for row in rows:
+        if row["status"] == "process ended":
+            err.print(f"  cluster {row['name']} lost its process: `podwire up --name {row['name']}` takes it up again")
+
+
 @click.command()
 @name_option
-def kubeconfig(name: str) -> None:
-    """Print the path of the cluster's kubeconfig: `export KUBECONFIG=$(podwire kubeconfig)`."""
+@click.option("--merge", is_flag=True, help="Put the cluster's context into your ~/.kube/config; `down` takes it out.")
+@click.option("--user", metavar="NAME", default="", help="Print a kubeconfig for a new user of the cluster.")
+@click.option(
+    "--role",
+    type=click.Choice(sorted(credentials.GROUPS)),
+    help="What the new user may do: viewer reads everything but Secrets.  [default: viewer]",
+)
+def kubeconfig(name: str, merge: bool, user: str, role: str | None) -> None:
+    """Print the path of the cluster's kubeconfig: `export KUBECONFIG=$(podwire kubeconfig)`.
+
+    With --user, print the kubeconfig itself. With --merge, change yours.
+    """
     config = load(name)
     if config is None:
         raise Failed(f"no cluster {name!r}: start one with `podwire up`")
-    click.echo(config.kubeconfig)
+    if role and not user:
+        raise Failed("--role: name the user with --user")
+    if user and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9@._-]{0,62}", user):
+        raise Failed(f"--user: {user!r}: letters, digits and @._-, at most 63")
+    if not (user or merge):
+        click.echo(config.kubeconfig)
+        return
+    if os.geteuid():
+        raise Failed("--user and --merge need root: the cluster's keys are root's; with sudo, your own file is changed")
+    try:
+        text = credentials.for_user(config, user, role or "viewer") if user else config.kubeconfig.read_text()
+        if not merge:
+            click.echo(text.rstrip())
+            return
+        own = yaml.safe_load(text)
+        file = merging.merge(config, own, merging.caller(), os.environ.get("KUBECONFIG", ""))
+    except (credentials.Damaged, merging.CannotMerge, OSError) as error:
+        raise Failed(str(error)) from error
+    out.print(f"context {own['current-context']} is in {file}, as its current one", soft_wrap=True)

@@ -5,17 +5,21 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+import yaml
 from rich.console import Console
 from rich.table import Table
 
 from podwire_base.kube.client import config as client_config
+from podwire_base.kube.client import kubeconfigs
+from podwire_base.kube.client.config import ClientConfig
 from podwire_base.kube.client.http import ApiClient
 from podwire_base.kube.errors import ApiError, ConfigError, Refused, StatusError
 
-from ..cluster.config import BASE
+from ..cluster.config import BASE, ClusterConfig
 
 T = TypeVar("T")
 out = Console(highlight=False)
@@ -34,33 +38,132 @@ def _escape(text: str) -> str:
     return text.replace("[", r"\[")
 
 
+_CONTEXT, _NAME = "podwire.context", "podwire.name"  # keys of click's Context.meta
+
+
+def _keep(key: str) -> Callable[[click.Context, click.Parameter, str | None], str | None]:
+    def callback(context: click.Context, _param: click.Parameter, value: str | None) -> str | None:
+        if value:
+            context.meta[key] = value
+        return value
+
+    return callback
+
+
+keep_name = _keep(_NAME)
+
+
+def _kept(key: str) -> str:
+    context = click.get_current_context(silent=True)
+    return str(context.meta.get(key, "")) if context else ""
+
+
+def local_clusters() -> list[str]:
+    """Return the names of the clusters on this machine, those that lost their process included."""
+    return sorted(path.parent.name for path in BASE.glob("*/cluster.json")) if os.access(BASE, os.R_OK) else []
+
+
+def complete_clusters(_context: click.Context, _param: click.Parameter, begun: str) -> list[str]:
+    return [name for name in local_clusters() if name.startswith(begun)]
+
+
+def complete_contexts(context: click.Context, _param: click.Parameter, begun: str) -> list[str]:
+    try:
+        document = client_config.read(find_kubeconfig(context.params.get("kubeconfig")))
+    except Exception:  # a broken file completes nothing
+        return []
+    return [str(row["name"]) for row in document["contexts"] if str(row["name"]).startswith(begun)]
+
+
 def kubeconfig_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command --kubeconfig, --context and --name. The command gets the first one as `kubeconfig`; `with_api` and
+    `find_kubeconfig` know the others.
+    """
+    if "--name" not in {text for p in getattr(command, "__click_params__", ()) for text in p.opts}:
+        command = click.option(
+            "--name",
+            expose_value=False,
+            callback=keep_name,
+            shell_complete=complete_clusters,
+            help="A cluster that `podwire up` started (`podwire list`).",
+        )(command)
+    command = click.option(
+        "--context",
+        expose_value=False,
+        callback=_keep(_CONTEXT),
+        shell_complete=complete_contexts,
+        help="Context of the kubeconfig; default: its current one.",
+    )(command)
     return click.option(
         "--kubeconfig",
         envvar="KUBECONFIG",
         type=click.Path(),
         default=None,
-        help="Default: $KUBECONFIG, or the cluster that `podwire up` started.",
+        help="One file, or several with ':' between. Default: $KUBECONFIG, or the cluster that `podwire up` started, "
+        "or ~/.kube/config.",
     )(command)
 
 
-def find_kubeconfig(given: str | None) -> str:
+def find_kubeconfig(given: str | None, name: str = "") -> str:
+    """Return the kubeconfig of a command: of the cluster that --name names, or `given`, or the only cluster on this
+    machine, or ~/.kube/config. Raises Failed.
+    """
+    context = click.get_current_context(silent=True)
+    if name := name or _kept(_NAME):
+        typed = context.get_parameter_source("kubeconfig") if context else None
+        if typed is click.core.ParameterSource.COMMANDLINE:
+            raise Failed("--name and --kubeconfig both choose a cluster: leave one out")
+        path = BASE / name / "kubeconfig"
+        if name not in local_clusters():
+            known = f"there are: {', '.join(local_clusters())}" if local_clusters() else "start one with `podwire up`"
+            raise Failed(f"no cluster {name!r} on this machine; {known}")
+        return str(path)
     if given:
         return given
-    found = sorted(BASE.glob("*/kubeconfig")) if os.access(BASE, os.R_OK) else []
-    default = BASE / "podwire" / "kubeconfig"
-    if default in found or len(found) == 1:
-        return str(default if default in found else found[0])
+    own = Path("~/.kube/config").expanduser()
+    if _kept(_CONTEXT) and own.is_file():
+        return str(own)
+    found = local_clusters()
+    if len(found) == 1 or ClusterConfig.name in found:
+        return str(BASE / (ClusterConfig.name if ClusterConfig.name in found else found[0]) / "kubeconfig")
     if found:
-        raise Failed(f"several clusters are up: set KUBECONFIG to one of {', '.join(map(str, found))}")
+        raise Failed(f"several clusters are up: pass --name, one of {', '.join(found)}")
+    if own.is_file():
+        return str(own)
     raise Failed("no cluster: start one with `podwire up`, or pass --kubeconfig")
+
+
+def client_of(kubeconfig: str | None) -> ClientConfig:
+    """Return the API server and the credentials that a command's options choose. Raises Failed and ConfigError."""
+    return client_config.load(find_kubeconfig(kubeconfig), context=_kept(_CONTEXT))
+
+
+def local_cluster(kubeconfig: str | None) -> str:
+    """Return the name of the cluster on this machine that the options choose. In a merged kubeconfig it is the one with
+    the authority of the chosen context. Raises Failed.
+    """
+    text = find_kubeconfig(kubeconfig)
+    path = Path(text)
+    if path.parent.parent == BASE:
+        return path.parent.name
+    try:
+        document = client_config.read(text)
+        chosen = kubeconfigs.entry(document, "contexts", _kept(_CONTEXT) or document["current-context"])
+        wanted = kubeconfigs.entry(document, "clusters", str(chosen.get("cluster"))).get("certificate-authority-data")
+        for name in local_clusters():
+            rows = client_config.read(str(BASE / name / "kubeconfig"))["clusters"]
+            if wanted and wanted in {row["cluster"].get("certificate-authority-data") for row in rows}:
+                return name
+    except (ConfigError, OSError, ValueError, KeyError, yaml.YAMLError) as error:
+        raise Failed(f"{text}: {error}") from error
+    raise Failed(f"{text}: its cluster is not on this machine; pass --name for one that is (`podwire list`)")
 
 
 def with_api(kubeconfig: str | None, work: Callable[[ApiClient], Awaitable[T]]) -> T:
     """Run `work` with an API client and return its result. Errors of the API and of the kubeconfig become Failed."""
 
     async def body() -> T:
-        async with ApiClient(client_config.load(find_kubeconfig(kubeconfig))) as api:
+        async with ApiClient(client_of(kubeconfig)) as api:
             return await work(api)
 
     try:

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -19,11 +20,23 @@ from podwire_node.runtime import Container, Sandbox, read
 
 from ..cluster.config import BASE
 from ..cluster.record import load
-from .common import Failed, find_kubeconfig
+from .common import Failed, complete_clusters, keep_name, local_cluster
 
-cluster_option = click.option(
-    "--name", "cluster", default=None, help="The cluster; default: that of $KUBECONFIG, or the only one."
-)
+
+def cluster_option(command: Any) -> Any:
+    """Give a command --name, as its argument `cluster`."""
+    params = command.params if isinstance(command, click.Command) else getattr(command, "__click_params__", [])
+    params[:] = [param for param in params if "--name" not in param.opts]  # that of kubeconfig_option
+    return click.option(
+        "--name",
+        "cluster",
+        default=None,
+        callback=keep_name,
+        shell_complete=complete_clusters,
+        help="The cluster; default: that of $KUBECONFIG, or the only one.",
+    )(command)
+
+
 pod_options = (
     click.option("-n", "--namespace", "space", default="default", show_default=True, help="Namespace of the pod."),
     click.option("-c", "--container", "which", default="", help="Default: the pod's first container."),
@@ -33,7 +46,7 @@ pod_options = (
 
 def find_cluster(given: str | None) -> str:
     """Return the name of the cluster: `given`, or else the cluster of the kubeconfig. Raises Failed."""
-    return given or Path(find_kubeconfig(os.environ.get("KUBECONFIG"))).parent.name
+    return given or local_cluster(os.environ.get("KUBECONFIG"))
 
 
 def find_pod(cluster: str, space: str, own: str) -> Sandbox:

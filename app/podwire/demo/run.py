@@ -122,7 +122,7 @@ class Demo:
         begin = time.monotonic()
         self.say(f"starting {self.config.nodes} nodes ...")
         try:
-            process = up(self.config, lambda text: self.say(f"  {text}"), until_eof=True)
+            process = up(self.config, lambda text: self.say(f"  {text}"), until_eof=True).process
             self.say(f"ready after {time.monotonic() - begin:.1f} s; applying examples/ with {self.lab.tool_name}")
             self.lab.make_outside()
             self.lab.run_tool("apply", "-f", str(examples_dir()))

@@ -12,16 +12,30 @@ import os
 from pathlib import Path
 
 
-def write(path: Path, content: str | bytes, *, mode: int | None = None, sync: bool = False) -> None:
+def write(
+    path: Path,
+    content: str | bytes,
+    *,
+    mode: int | None = None,
+    sync: bool = False,
+    owner: tuple[int, int] | None = None,
+) -> None:
     """Write `content` to `path` and create missing directories. mode: the exact permissions, independent of the umask
-    (default: 0644 less the umask). Raises OSError; then `path` is unchanged.
+    (default: 0644 less the umask). owner: (uid, gid). Raises OSError; then `path` is unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     data = content.encode() if isinstance(content, str) else content
-    put(str(path.with_name(f".{path.name}.{os.getpid()}")), str(path), data, mode, sync)
+    put(str(path.with_name(f".{path.name}.{os.getpid()}")), str(path), data, mode, sync, owner)
 
 
-def put(fresh: str, final: str, data: bytes, mode: int | None = None, sync: bool = False) -> None:
+def put(
+    fresh: str,
+    final: str,
+    data: bytes,
+    mode: int | None = None,
+    sync: bool = False,
+    owner: tuple[int, int] | None = None,
+) -> None:
     """Write `data` to `final`, with `fresh` as the temporary name. It uses plain system calls and string paths, because
     a pod waits for its lease.
     """
@@ -30,6 +44,8 @@ def put(fresh: str, final: str, data: bytes, mode: int | None = None, sync: bool
         try:
             if os.write(fd, data) != len(data):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            if owner is not None:
+                os.fchown(fd, *owner)  # before the mode, because it clears the set-user-ID bit
             if mode is not None:
                 os.fchmod(fd, mode)
             if sync:

@@ -82,6 +82,7 @@ class _Child:
     due: float = 0.0
     failures: int = 0
     restarts: int = 0
+    status: int = 0  # of the last end: as waitstatus_to_exitcode gives it
     watch: Watch = field(default_factory=Watch)
     killed: bool = False  # by the watchdog
 
@@ -191,13 +192,14 @@ class Supervisor:
             lived = time.monotonic() - child.started
             child.failures = 1 if lived > GOOD_SECONDS else child.failures + 1
             child.restarts += 1
+            child.status = os.waitstatus_to_exitcode(status)
             child.watch.ended(time.monotonic(), by_watchdog=child.killed)
             child.killed = False
             child.due = time.monotonic() + backoff(child.failures)
             log.warn(
                 "role ended, starting it again",
                 child=child.role.name,
-                status=os.waitstatus_to_exitcode(status),
+                status=child.status,
                 lived_s=lived,
                 wait_s=backoff(child.failures),
             )
@@ -205,7 +207,7 @@ class Supervisor:
 
     def _write(self) -> None:
         if self.state is not None:
-            rows = {c.role.name: {"pid": c.pid, "restarts": c.restarts} for c in self.children}
+            rows = {c.role.name: {"pid": c.pid, "restarts": c.restarts, "status": c.status} for c in self.children}
             try:
                 files.write(self.state, json.dumps({"pid": os.getpid(), "roles": rows}))
             except OSError as err:  # a full disk must not end the roles
@@ -328,7 +330,7 @@ def _left(state: Path | None) -> dict[str, int]:
 
 
 def read_state(path: Path) -> dict[str, dict[str, int]]:
-    """Returns role -> {"pid", "restarts"} from the state file of a supervisor; {} if there is no state file."""
+    """Returns role -> {"pid", "restarts", "status"} from a supervisor's state file; {} if there is none."""
     try:
         found: dict[str, dict[str, int]] = json.loads(path.read_text())["roles"]
         return found

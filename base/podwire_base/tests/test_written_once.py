@@ -265,6 +265,8 @@ ROLE_HALF = [
         "fresh.replace(path)",
         {
             SHIM: "it runs alone, without this package; a log's old part is kept under another name",
+            "app/podwire/cluster/teardown.py": "the folders of logs, moved",
+            "controlplane/podwire_controlplane/store/damage.py": "a damaged store, kept under another name",
             "app/podwire/deploy/apply.py": "a step that gives a file of another plugin another name",
             ROLE + "rotate.py": "a log's old part is kept under another name",
             "cni/podwire_cni/ipam/store.py": "a lease that is given back keeps its file under another name",

@@ -43,7 +43,8 @@ class ServerConfig:
     advertise: the (address, port) behind the Service default/kubernetes. dns: (address, domain) of the cluster DNS. The
     Service kube-dns gives the cluster DNS a name; the DNS server of each node answers at this address.
 
-    event_ttl: seconds from the last write of an Event to its deletion.
+    event_ttl: seconds from the last write of an Event to its deletion. held: ports of `listen` that a parent process
+    holds by a bound socket with SO_REUSEPORT.
     """
 
     data: Path
@@ -53,6 +54,7 @@ class ServerConfig:
     node_ports: tuple[int, int] = (30000, 32767)
     dns: tuple[str, str] | None = None
     event_ttl: float = eventttl.TTL
+    held: tuple[int, ...] = ()
 
 
 def _tls(data: Path) -> ssl.SSLContext:
@@ -70,11 +72,13 @@ def _tokens(data: Path) -> dict[str, auth.User]:
     return {t: auth.User(u["name"], frozenset(u["groups"])) for t, u in json.loads(path.read_text()).items()}
 
 
-def _listener(address: str, port: int, netns: str) -> socket.socket:
+def _listener(address: str, port: int, netns: str, *, held: bool = False) -> socket.socket:
     def make() -> socket.socket:
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         sock = socket.socket(family, socket.SOCK_STREAM)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if held:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         sock.bind((address, port))
         sock.listen(1024)
         return sock
@@ -198,7 +202,8 @@ async def serve(config: ServerConfig, ready: Callable[[], None] | None = None) -
     assert runner.server is not None
     tls = _tls(config.data)
     sites = [
-        Listening(runner.server, _listener(address, port, netns), tls, guard) for address, port, netns in config.listen
+        Listening(runner.server, _listener(address, port, netns, held=not netns and port in config.held), tls, guard)
+        for address, port, netns in config.listen
     ]
     log.info(
         "serving",

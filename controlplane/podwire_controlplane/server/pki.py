@@ -221,8 +221,11 @@ def signing_request(user: str, key: str = "") -> tuple[str, str]:
     return request.public_bytes(serialization.Encoding.PEM).decode(), _pem(own)
 
 
-def kubeconfig(cluster: str, server: str, ca: str, user: str, pair: Pair) -> str:
-    """Return the text of a kubeconfig that embeds the CA, the client certificate and its key."""
+def kubeconfig(cluster: str, server: str, ca: str, user: str, pair: Pair, context: str = "") -> str:
+    """Return the text of a kubeconfig that embeds the CA, the client certificate and its key. cluster, user, context:
+    names of the entries (default of the last one: `cluster`).
+    """
+    context = context or cluster
 
     def b64(text: str) -> str:
         return base64.b64encode(text.encode()).decode()
@@ -231,10 +234,10 @@ def kubeconfig(cluster: str, server: str, ca: str, user: str, pair: Pair) -> str
         {
             "apiVersion": "v1",
             "kind": "Config",
-            "current-context": cluster,
+            "current-context": context,
             "preferences": {},
             "clusters": [{"name": cluster, "cluster": {"server": server, "certificate-authority-data": b64(ca)}}],
-            "contexts": [{"name": cluster, "context": {"cluster": cluster, "user": user}}],
+            "contexts": [{"name": context, "context": {"cluster": cluster, "user": user}}],
             "users": [
                 {
                     "name": user,

@@ -23,6 +23,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ..errors import ConfigError
+from . import kubeconfigs
 
 SERVERS = "PODWIRE_API_SERVERS"  # server addresses that replace the kubeconfig's, separated by spaces or commas
 ACCOUNT_DIR = "PODWIRE_SERVICE_ACCOUNT_DIR"
@@ -145,36 +146,54 @@ def _context(cluster: Any, user: Any, files: _Files) -> ssl.SSLContext:
     return context
 
 
-def _named(document: Any, table: str, own: str, inner: str) -> Mapping[str, Any]:
-    """Returns the entry named `own` of a list in a kubeconfig."""
-    for row in document.get(table) or []:
-        if row.get("name") == own:
-            return row.get(inner) or {}
-    return {}
+def paths(text: str) -> list[Path]:
+    """Return the files that $KUBECONFIG names: a file, or several with ":" between them. A file whose own name has a
+    colon is taken as it is.
+    """
+    names = [text] if Path(text).expanduser().is_file() else [name for name in text.split(os.pathsep) if name]
+    return [Path(name).expanduser() for name in names]
 
 
-def from_file(path: Path, servers: str = "") -> ClientConfig:
-    """Read the current context of a kubeconfig. Raises ConfigError. For an invalid file, also raises any error of
-    lightkube or yaml.
+def read(text: str, files: Callable[[Path], str] = Path.read_text) -> dict[str, Any]:
+    """Return the content of a kubeconfig, or of several with ":" between them as one. Of several, those that are
+    missing are skipped. files: reads a file. Raises ConfigError, OSError, and errors of yaml.
     """
     import yaml
 
+    found = [path.absolute() for path in paths(text) if path.is_file()]
+    if not found:
+        raise ConfigError("there is no such file")
+    documents = []
+    for path in found:
+        document = yaml.safe_load(files(path))
+        if document is None and len(found) > 1:
+            continue  # an empty file
+        if not isinstance(document, dict):
+            raise ConfigError(f"{path}: it is not a YAML mapping" if len(found) > 1 else "it is not a YAML mapping")
+        documents.append((path, document))
+    return kubeconfigs.merged(documents)
+
+
+def from_files(text: str, servers: str = "", context: str = "") -> ClientConfig:
+    """Read a context of a kubeconfig, or of several with ":" between them. context: default: the current one. Raises
+    ConfigError. For an invalid file, also raises any error of lightkube or yaml.
+    """
     # The import takes 0.2 s, so import lightkube only when a client is needed.
     from lightkube.config.kubeconfig import KubeConfig
 
-    files = _Files(path.parent)
-    if not path.is_file():
-        raise ConfigError("there is no such file")
-    document = yaml.safe_load(files.text(path.absolute()))
-    if not isinstance(document, dict):
-        raise ConfigError("it is not a YAML mapping")
-    config = KubeConfig.from_dict(document, fname=path)
-    single = config.get()
-    if single is None:
-        raise ConfigError("current-context names no context; set it or pass another file")
+    files = _Files(None)
+    document = read(text, files.text)
+    known = [str(row.get("name")) for row in document["contexts"]]
+    if context and context not in known:
+        raise ConfigError(f"there is no context {context!r}; there are: {', '.join(known) or 'none'}")
+    if not (context or document["current-context"]):
+        raise ConfigError("current-context names no context; set it, pass --context or another file")
+    config = KubeConfig.from_dict(document)
+    single = config.get(context or None)
+    assert single is not None
     raw = {
-        "user": _named(document, "users", single.context.user or "", "user"),
-        "cluster": _named(document, "clusters", single.context.cluster, "cluster"),
+        "user": kubeconfigs.entry(document, "users", single.context.user or ""),
+        "cluster": kubeconfigs.entry(document, "clusters", single.context.cluster),
     }
     for part, fields in _REFUSED.items():
         for name, why in fields.items():
@@ -183,15 +202,15 @@ def from_file(path: Path, servers: str = "") -> ClientConfig:
     cluster, user = single.cluster, single.user
     urls = server_urls(servers, cluster.server)
     token = files.text(user.token_file) if user and user.token_file else str(getattr(user, "token", None) or "")
-    context = _context(cluster, user, files) if any(url.startswith("https") for url in urls) else None
+    tls = _context(cluster, user, files) if any(url.startswith("https") for url in urls) else None
     return ClientConfig(
         urls[0],
         token.strip(),
-        context,
+        tls,
         urls[1:],
         str(raw["cluster"].get("tls-server-name") or ""),
         tuple(files.read),
-        partial(load, path, servers=servers),
+        partial(load, text, servers=servers, context=context),
     )
 
 
@@ -215,8 +234,11 @@ def from_service_account(folder: Path, env: Mapping[str, str], servers: str = ""
     )
 
 
-def load(kubeconfig: str | Path | None, *, folder: Path | None = None, servers: str | None = None) -> ClientConfig:
-    """Read `kubeconfig`, or the pod's service account in `folder` if `kubeconfig` is None. Raises ConfigError.
+def load(
+    kubeconfig: str | Path | None, *, folder: Path | None = None, servers: str | None = None, context: str = ""
+) -> ClientConfig:
+    """Read `kubeconfig` (one file, or several as in $KUBECONFIG), or the pod's service account in `folder` if
+    `kubeconfig` is None. context: of the kubeconfig; default: its current one. Raises ConfigError.
 
     servers: addresses that replace the addresses in the file or in the pod's environment. A Service proxy needs them,
     because it must not reach the API server through a Service: before the proxy writes its first rules, Services do not
@@ -226,7 +248,7 @@ def load(kubeconfig: str | Path | None, *, folder: Path | None = None, servers: 
     addresses = os.environ.get(SERVERS, "") if servers is None else servers
     try:
         if kubeconfig:
-            return from_file(Path(kubeconfig).expanduser(), addresses)
+            return from_files(str(kubeconfig), addresses, context)
         return from_service_account(
             folder or Path(os.environ.get(ACCOUNT_DIR) or DEFAULT_ACCOUNT_DIR), os.environ, addresses
         )
