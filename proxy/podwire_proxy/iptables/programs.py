@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -10,7 +11,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, get_args
+from typing import IO, Literal, get_args
 
 from podwire_base.kernel.ip import FAMILIES, Family
 from podwire_base.kernel.netns import within
@@ -56,16 +57,19 @@ def run(command: list[str], ns_fd: int | None, text: str | None = None) -> str:
     """Runs a program and returns its output. Raises ProgramError, with the program's error and the refused line."""
     internal = ["nsenter", f"--net=/proc/self/fd/{ns_fd}", "--"] if ns_fd is not None else []
     name = Path(command[0]).name
-    with subprocess.Popen(
-        [*internal, *command],
-        stdin=None if text is None else subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        pass_fds=() if ns_fd is None else (ns_fd,),
-    ) as process:
+    with (
+        _source(text) as source,
+        subprocess.Popen(
+            [*internal, *command],
+            stdin=source,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            pass_fds=() if ns_fd is None else (ns_fd,),
+        ) as process,
+    ):
         try:
-            output, errors = _communicate(process, text)
+            output, errors = _communicate(process)
         except BaseException:
             process.kill()
             raise
@@ -76,14 +80,29 @@ def run(command: list[str], ns_fd: int | None, text: str | None = None) -> str:
     return output
 
 
-def _communicate(process: subprocess.Popen[str], text: str | None) -> tuple[str, str]:
+@contextlib.contextmanager
+def _source(text: str | None) -> Iterator[IO[bytes] | None]:
+    """Yields a file with the text for a program's standard input.
+
+    Not a pipe: a second communicate() after a timeout forgets what the first one did not write, and the program would
+    wait for it without end.
+    """
+    if text is None:
+        yield None
+        return
+    with os.fdopen(os.memfd_create("restore"), "w+b") as file:
+        file.write(text.encode())
+        file.seek(0)
+        yield file
+
+
+def _communicate(process: subprocess.Popen[str]) -> tuple[str, str]:
     """Returns the program's output and errors. A large restore is progress as long as it uses the CPU."""
-    used, rest = 0, text
+    used = 0
     while True:
         try:
-            return process.communicate(rest, timeout=beat.SECONDS)
+            return process.communicate(timeout=beat.SECONDS)
         except subprocess.TimeoutExpired:
-            rest = None  # communicate() goes on with what it has
             if (now := _ticks(process.pid)) > used:
                 used = now
                 beat.tick(f"{process.args[0]} runs" if isinstance(process.args, list) else "")

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from podwire_base.kernel.ip import FAMILIES, Family, packed
 from podwire_base.kernel.reasons import Reason, reason_of
 from podwire_base.kube import meta
+from podwire_base.role import beat
 from podwire_proxy.changes import Tracker
 from podwire_proxy.explain import explain
 from podwire_proxy.iptables import programs
@@ -246,3 +247,10 @@ def test_a_program_that_is_missing_or_refuses_is_named(monkeypatch: pytest.Monke
         programs.run(["/bin/sh", "-c", "echo line 2: no such thing >&2; exit 1"], None, "*nat\n-A X\nCOMMIT\n")
     with pytest.raises(programs.ProgramError, match="sh: failed without a word"):
         programs.run(["/bin/sh", "-c", "exit 1"], None)
+
+
+def test_a_program_that_reads_late_gets_its_whole_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An iptables-restore that is slow to read gets what does not fit into a pipe too."""
+    monkeypatch.setattr(beat, "SECONDS", 0.01)
+    command = ["timeout", "20", "sh", "-c", "sleep 0.1; wc -c"]
+    assert programs.run(command, None, "-A X\n" * 100_000) == "500000\n"
