@@ -31,6 +31,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "join": ("podwire.commands.join", "join", "Make this machine a node of a cluster."),
     "token": ("podwire.commands.join", "token", "Make a join token, for any new node or for one."),
     "revoke": ("podwire.commands.join", "revoke", "Refuse the certificates of a node at once."),
+    "store": ("podwire.commands.store", "store", "Back the cluster's objects up, and restore them."),
     "install": ("podwire.commands.install", "install", "Put podwire on a node without images."),
     "uninstall": ("podwire.commands.install", "uninstall", "Remove podwire from the node."),
     "image": ("podwire.commands.image", "image", "Build the agent's OCI image without a container engine."),

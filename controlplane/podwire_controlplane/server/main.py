@@ -25,7 +25,7 @@ from podwire_base.role.run import main, notify, stop_event
 
 from ..allocators import ServiceAllocator
 from ..store.sqlite import SqliteStore
-from . import auth, eventttl, join
+from . import auth, backups, eventttl, join
 from .app import make_app
 from .identities import Identities
 from .listening import KEEPALIVE_SECONDS, Guard, Listening
@@ -191,6 +191,7 @@ async def serve(config: ServerConfig, ready: Callable[[], None] | None = None) -
     identities, guard = Identities(store), Guard()
     app = make_app(objects, _tokens(config.data), identities, guard.settled)
     app.add_routes(join.routes(config.data, identities))
+    app.add_routes(backups.routes(store))
     runner = web.AppRunner(
         app,
         access_log=None,

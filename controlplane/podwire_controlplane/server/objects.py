@@ -210,10 +210,26 @@ class Objects:
                 raise errors.exists(resource, scope.name)
             return Written(codec.dumps(obj), warnings, created=True)
         try:
-            item = await self.store.put(scope.key, codec.encode(convert.stored(resource, obj)), expect=0)
+            item = await self._put(scope, codec.encode(convert.stored(resource, obj)), 0, None, obj)
         except Conflict:
             raise errors.exists(resource, scope.name) from None
         return Written(wire(item, resource), warnings, created=True)
+
+    async def _put(self, scope: Scope, value: bytes, expect: int, before: Object | None, after: Object) -> Item:
+        """Store an object by compare-and-swap. Other writes begin while this one is committed, so the values that the
+        object claims are its own from now on; they are given back if the write fails. Raises Conflict.
+        """
+        claims = self.claims.get((scope.resource.group, scope.resource.kind))
+        if claims is None:
+            return await self.store.put(scope.key, value, expect)
+        claims.observe(before, after)
+        try:
+            return await self.store.put(scope.key, value, expect)
+        except BaseException:
+            claims.observe(after, None)
+            if (item := await self.store.get(scope.key)) is not None:
+                claims.observe(None, load(item))
+            raise
 
     async def update(self, scope: Scope, obj: Object, options: WriteOptions) -> Written:
         """Replace the object or its status (PUT). Without a resourceVersion, the update is unconditional."""
@@ -272,7 +288,7 @@ class Objects:
                     gone = await self.store.delete(scope.key, item.revision)
                     raw = codec.with_revision(value, gone.revision)
                     return Written(convert.served_bytes(resource, raw), told)
-                return Written(wire(await self.store.put(scope.key, value, item.revision), resource), told)
+                return Written(wire(await self._put(scope, value, item.revision, before, after), resource), told)
             except Conflict:
                 continue
         raise errors.conflict(scope.resource, scope.name, "too many writers at once; try again")

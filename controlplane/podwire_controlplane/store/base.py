@@ -1,12 +1,12 @@
 """The Store protocol: a small key-value store with revisions, compare-and-swap and history, like etcd.
 
 Keys are slash-separated paths, and values are opaque bytes. Each successful write increases the revision of the whole
-store by exactly one. An item's revision is the store's revision after the item's last write.
+store by one. An item's revision is the store's revision after the item's last write.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -67,6 +67,13 @@ class Store(Protocol):
 
     async def since(self, prefix: str, revision: int) -> list[StoredChange]:
         """Return the changes after `revision` to keys that start with `prefix`, in order. Raises Compacted."""
+        ...
+
+    def watch(self, prefix: str, revision: int) -> AsyncIterator[StoredChange]:
+        """Yield the changes after `revision` to keys that start with `prefix`, in order, each once and after it is
+        durable, until the store is closed. Raises Compacted at the first step if the history is gone, and later if the
+        reader lags behind too far.
+        """
         ...
 
     def subscribe(self, listener: Callable[[StoredChange], None]) -> Callable[[], None]:

@@ -57,6 +57,7 @@ class Server(InThread):
         guard = Guard()
         self.fairness = Fairness()
         app = make_app(self.objects, TOKENS, settled=guard.settled, fairness=self.fairness)
+        app.add_routes(self._routes())
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await self._runner.setup()
         assert self._runner.server is not None
@@ -64,6 +65,10 @@ class Server(InThread):
         self.port = sock.getsockname()[1]
         context = tls(AUTHORITY, ["localhost"], ["127.0.0.1"])
         self._listening = Listening(self._runner.server, sock, context, guard)
+
+    def _routes(self) -> list[web.RouteDef]:
+        """Return routes beside the API."""
+        return []
 
     async def _leave(self) -> None:
         self._listening.close()

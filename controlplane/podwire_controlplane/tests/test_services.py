@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,9 +13,10 @@ from hypothesis import strategies as st
 
 from podwire_base.kube.errors import StatusError
 from podwire_base.kube.meta import Object
-from podwire_base.testing.builders import service, stored, version
+from podwire_base.testing.builders import run, service, stored, version
 from podwire_controlplane.allocators import Exhausted, ServiceAllocator, free_pod_cidr
 from podwire_controlplane.server.objects import Objects
+from podwire_controlplane.store.sqlite import SqliteStore
 
 from ..testing.builders import World
 from .test_objects import in_world, refused
@@ -35,6 +38,28 @@ def test_update_without_address_and_port_keeps_both() -> None:
         assert set(world.allocator.ports.values()) == {"default/web"} and len(world.allocator.ports) == 2
 
     in_world(work)
+
+
+def test_services_of_one_moment_get_different_values(tmp_path: Path) -> None:
+    """While a Service is committed, others are checked: what it asked for counts as taken, until its write fails."""
+
+    async def body() -> None:
+        world = await World(SqliteStore(tmp_path / "s.db")).start()
+        asked = [
+            world.create(service(f"s{n}", type="NodePort", ports=[{"port": 80, "nodePort": 30005}])) for n in range(4)
+        ]
+        found = await asyncio.gather(*asked, return_exceptions=True)
+        assert sum(isinstance(one, dict) for one in found) == 1
+        assert all(one.code == 422 for one in found if isinstance(one, StatusError))
+        same = [world.create(service("same", type="NodePort")) for _ in range(3)]
+        found = await asyncio.gather(*same, return_exceptions=True)
+        kept = [one for one in found if isinstance(one, dict)]
+        assert len(kept) == 1 and [e.code for e in found if isinstance(e, StatusError)] == [409, 409]
+        assert kept[0]["spec"]["clusterIP"] in world.allocator.addresses
+        assert len(world.allocator.addresses) == len(world.allocator.ports) == 2, "what the losers held is free again"
+        await world.store.close()
+
+    run(body())
 
 
 def test_changes_of_type_take_and_release() -> None:

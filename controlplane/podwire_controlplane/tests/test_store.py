@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -18,8 +19,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from podwire_base.testing.builders import run
+from podwire_controlplane.store import memory
 from podwire_controlplane.store.base import Compacted, Conflict, Item, StoredChange
-from podwire_controlplane.store.memory import MemoryStore
+from podwire_controlplane.store.memory import MemoryStore, cost
 from podwire_controlplane.store.sqlite import SqliteStore, StoreInUse
 
 Make = Callable[..., MemoryStore]
@@ -104,6 +106,85 @@ def test_history_is_bounded(make: Make) -> None:
                 await work
             assert caught.value.oldest == 2
         assert len(await store.scan("/", at=2)) == 2
+        await store.close()
+
+    run(body())
+
+
+def test_history_is_bounded_by_bytes(make: Make, tmp_path: Path) -> None:
+    """300 small changes of an object of 90 kB: the history and the file stay small, and the last change stays."""
+
+    async def body() -> None:
+        store = make(history_bytes=1_000_000)
+        for n in range(300):
+            await store.put("/big", b"%d" % n + b"x" * 90_000)
+        changes = await store.since("", store._compacted)
+        assert sum(map(cost, changes)) <= 1_000_000 and [c.revision for c in changes] == list(range(296, 301))
+        await store.put("/big", b"y" * 2_000_000)
+        assert len(await store.since("", 300)) == 1
+        await store.close()
+        if isinstance(store, SqliteStore):
+            size = sum(p.stat().st_size for p in tmp_path.iterdir())
+            assert size < 20_000_000, "it was 54 MB without a bound"
+            again = make(history_bytes=1_000_000)
+            assert await again.revision() == 301 and sum(map(cost, await again.since("", again._compacted))) < 2_100_000
+            await again.close()
+
+    run(body())
+
+
+def test_a_watch_tells_everything_once(make: Make) -> None:
+    async def body() -> None:
+        store = make()
+        await store.put("/a/1", b"1")
+        await store.put("/b/1", b"1")
+        seen: list[tuple[int, str]] = []
+
+        async def follow() -> None:
+            async for change in store.watch("/a/", 0):
+                seen.append((change.revision, change.key))
+
+        task = asyncio.create_task(follow())
+        await asyncio.sleep(0)
+        await asyncio.gather(*(store.put(f"/a/{n}", b"") for n in range(5)), store.put("/b/2", b""))
+        await store.delete("/a/1")
+        await store.close()
+        await asyncio.wait_for(task, 5)
+        assert [r for r, _ in seen] == sorted({r for r, _ in seen}) and len(seen) == 7
+        assert {key[:3] for _, key in seen} == {"/a/"}
+
+    run(body())
+
+
+def test_a_watch_from_a_revision_that_is_gone(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def body() -> None:
+        store = make(history=2)
+        for n in range(5):
+            await store.put(f"/{n}", b"")
+        with pytest.raises(Compacted):
+            await anext(aiter(store.watch("/", 1)))
+        monkeypatch.setattr(memory, "LAG", 3)
+        slow = aiter(store.watch("/", 4))
+        await anext(slow)
+        await asyncio.gather(*(store.put(f"/{n}", b"") for n in range(9)))
+        with pytest.raises(Compacted):
+            for _ in range(9):
+                await anext(slow)
+        await store.close()
+
+    run(body())
+
+
+def test_writers_of_one_moment_see_each_other(make: Make) -> None:
+    """Of several writers that create one key at the same time, one wins; revisions have no gaps."""
+
+    async def body() -> None:
+        store = make()
+        found = await asyncio.gather(*(store.put("/x", b"%d" % n, expect=0) for n in range(8)), return_exceptions=True)
+        won = [item for item in found if isinstance(item, Item)]
+        assert len(won) == 1 and all(isinstance(e, Conflict) and e.actual == won[0] for e in found if e is not won[0])
+        await asyncio.gather(*(store.put(f"/{n}", b"") for n in range(20)))
+        assert [c.revision for c in await store.since("", 0)] == list(range(1, 22))
         await store.close()
 
     run(body())
@@ -237,6 +318,56 @@ TestStoreMachine.settings = settings(max_examples=15, stateful_step_count=20)
 
 
 # ---- SQLite only
+
+
+def test_writes_of_one_moment_share_a_commit(tmp_path: Path) -> None:
+    async def body() -> None:
+        store = SqliteStore(tmp_path / "s.db")
+        await asyncio.gather(*(store.put(f"/{n}", b"") for n in range(100)))
+        assert store.commits == 1
+        done = asyncio.ensure_future(store.put("/a", b""))
+        await asyncio.sleep(0)
+        done.cancel()  # a client that leaves
+        await store.close()
+        assert [i.key for i in await SqliteStore(tmp_path / "s.db").scan("/a")] == ["/a"]
+
+    run(body())
+
+
+def test_a_failed_commit_fails_its_writes_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def body() -> None:
+        store = SqliteStore(tmp_path / "s.db")
+        heard: list[StoredChange] = []
+        store.subscribe(heard.append)
+        whole = store._persist
+
+        def full(changes: list[StoredChange]) -> None:
+            raise sqlite3.OperationalError("database or disk is full")
+
+        monkeypatch.setattr(store, "_persist", full)
+        found = await asyncio.gather(store.put("/a", b""), store.put("/b", b""), return_exceptions=True)
+        assert all(isinstance(e, sqlite3.OperationalError) for e in found)
+        assert heard == [] and await store.revision() == 0 and await store.scan("") == []
+        monkeypatch.setattr(store, "_persist", whole)
+        assert (await store.put("/a", b"")).revision == 1
+        await store.close()
+
+    run(body())
+
+
+def test_a_listener_that_fails_stops_no_write(tmp_path: Path) -> None:
+    async def body() -> None:
+        store = SqliteStore(tmp_path / "s.db")
+
+        def bad(change: StoredChange) -> None:
+            raise RuntimeError("a bug")
+
+        store.subscribe(bad)
+        for n in range(3):
+            assert (await store.put("/a", b"")).revision == n + 1
+        await store.close()
+
+    run(body())
 
 
 def test_second_opener_is_told(tmp_path: Path) -> None:

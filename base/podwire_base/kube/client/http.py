@@ -225,6 +225,18 @@ class ApiClient:
         except (msgspec.DecodeError, UnicodeDecodeError) as err:
             raise BadAnswer(f"{method} {self.server}{path}: the answer cannot be read: {err}") from err
 
+    async def download(self, path: str) -> bytes:
+        """Returns a document as it is. Raises ApiError."""
+        limit = aiohttp.ClientTimeout(total=None, sock_connect=self._connect_seconds(), sock_read=60)
+        try:
+            async with self._ask("GET", path, {"Accept": "*/*"}, limit) as answer:
+                raw = await answer.read()
+                if answer.status >= 400:
+                    raise _error(answer.status, raw, answer.headers)
+                return raw
+        except (aiohttp.ClientError, TimeoutError, OSError) as err:
+            raise Unreachable(f"GET {self.server}{path}: {_why(err)}") from err
+
     async def get(self, path: str, **params: str) -> Object:
         answer: Object = await self.request("GET", path, params=params)
         return answer
