@@ -1,36 +1,30 @@
-"""`podwire explain` shows what the Service rules in a node's kernel do with a packet. `podwire cleanup` removes the
-rules.
-"""
+"""`podwire explain` says what becomes of a packet, and why. `podwire cleanup` removes the Service rules of a node."""
 
 from __future__ import annotations
 
-import contextlib
 import json
+import os
 import socket
-import subprocess
-import time
-from collections.abc import Iterator
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import click
 
-from podwire_base.kernel.addresses import local_addresses
 from podwire_base.kernel.netns import call_in
 from podwire_base.kube.errors import ConfigError
-from podwire_base.kube.meta import Object, key, labels, seniority
-from podwire_node.runtime import Sandbox
 from podwire_proxy import backends
-from podwire_proxy.decide import Packet
-from podwire_proxy.explain import SHOWN, Claims, Explanation, explain
 from podwire_proxy.hostfacts import leftovers
-from podwire_proxy.model import PROTOCOLS, NodeInfo, normal_ip
-from podwire_proxy.verdict import Kind
 
+from ..cluster.config import ClusterConfig
 from ..cluster.record import load
 from ..downgrade import AgentRuns, downgrade
-from .common import Failed, find_kubeconfig, kubeconfig_option, with_api
-from .pods import cluster_option, find_cluster, find_pod
+from ..explain import lookup, onnode, sending
+from ..explain.ask import explain
+from ..explain.names import BadName
+from ..explain.steps import Unreachable
+from .common import Failed, kubeconfig_option
+from .pods import cluster_option, find_cluster
 
 HERE = "/proc/self/ns/net"
 # the option's earlier name
@@ -59,25 +53,18 @@ class Place:
     node: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
-    """ip: the packet's source address. on: the place whose rules are explained. at: the network namespace that can send
-    the packet, None for a host outside this machine.
-    """
-
-    ip: str
-    on: Place
-    at: Place | None
-
-
 def _node(cluster: str | None, name: str) -> Place:
-    cluster = find_cluster(cluster)
+    found = _record(find_cluster(cluster))
+    if name not in found.node_names():
+        raise Failed(f"cluster {found.name!r} has no node {name!r}; its nodes are {', '.join(found.node_names())}")
+    return Place(str(found.netns(name)), name)
+
+
+def _record(cluster: str) -> ClusterConfig:
     found = load(cluster)
     if found is None:
         raise Failed(f"no cluster {cluster!r} on this machine; leave --node out for this machine itself")
-    if name not in found.node_names():
-        raise Failed(f"cluster {cluster!r} has no node {name!r}; its nodes are {', '.join(found.node_names())}")
-    return Place(str(found.netns(name)), name)
+    return found
 
 
 def _place(cluster: str | None, node: str | None, netns: str | None) -> Place:
@@ -86,220 +73,88 @@ def _place(cluster: str | None, node: str | None, netns: str | None) -> Place:
     return _node(cluster, node) if node else Place(HERE)
 
 
-def _addresses(place: Place) -> tuple[str, ...]:
-    try:
-        return tuple(sorted(map(str, call_in(place.path, local_addresses))))
-    except OSError as err:
-        raise Failed(f"{place.path}: {err.strerror}; this needs root") from err
-
-
-def _is_ip(text: str) -> bool:
-    try:
-        normal_ip(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _first(addresses: tuple[str, ...], v6: bool) -> str:
-    usable = [ip for ip in addresses if (":" in ip) == v6 and not ip.startswith(("127.", "fe80:")) and ip != "::1"]
-    if not usable:
-        raise Failed(f"SRC has no {'IPv6' if v6 else 'IPv4'} address")
-    return usable[0]
-
-
-def _source(text: str, cluster: str | None, where: Place, v6: bool) -> Source:
-    """Parse SRC: an address, the word node, or a pod as [namespace/]name or pod/name. Raises Failed."""
-    if text == "node":
-        return Source(_first(_addresses(where), v6), where, where)
-    if _is_ip(text):
-        ip = normal_ip(text)
-        if (":" in ip) != v6:
-            raise Failed(f"SRC {text} is an IPv{4 if v6 else 6} address, DST is not; both must be of one family")
-        return Source(ip, where, where if ip in _addresses(where) else None)
-    space, _, own = text.removeprefix("pod/").rpartition("/")
-    cluster = find_cluster(cluster)
-    pod: Sandbox = find_pod(cluster, space or "default", own)
-    process = pod.process()
-    if process is None:
-        raise Failed(f"pod {text} is not running: `podwire get pods`")
-    inside = Place(f"/proc/{process.pid}/ns/net")
-    return Source(_first(_addresses(inside), v6), _node(cluster, pod.directory.parent.parent.name), inside)
-
-
-def _destination(text: str) -> tuple[str, int, str]:
-    """Parse "DST:PORT[/udp]" and return (host, port, "TCP" | "UDP" | "SCTP"). Raises Failed."""
-    rest, _, protocol = text.rpartition("/") if text.lower().endswith(("/tcp", "/udp", "/sctp")) else (text, "", "tcp")
-    host, colon, port = rest.rpartition(":")
-    if not colon or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise Failed(f"{text!r}: expected DST:PORT[/udp], such as 10.96.0.1:443, [fd00::1]:53/udp or my-service:80")
-    return host.strip("[]"), int(port), protocol.upper()
-
-
-def _objects(kubeconfig: str | None) -> tuple[list[Object], list[Object]]:
-    async def ask(api: object) -> tuple[list[Object], list[Object]]:
-        get = api.get  # type: ignore[attr-defined]  # ApiClient
-        return (await get("/api/v1/services"))["items"], (await get("/apis/discovery.k8s.io/v1/endpointslices"))[
-            "items"
-        ]
-
-    return with_api(kubeconfig, ask)
-
-
-def _claims(services: list[Object], slices: list[Object]) -> Claims:
-    counts: dict[str, tuple[int, int]] = {}
-    for found in slices:
-        name = f"{found['metadata'].get('namespace')}/{labels(found).get('kubernetes.io/service-name')}"
-        ready = [(e.get("conditions") or {}).get("ready") is not False for e in found.get("endpoints") or []]
-        total, good = counts.get(name, (0, 0))
-        counts[name] = total + len(ready), good + sum(ready)
-    out: dict[tuple[str, str, int], tuple[str, int, int]] = {}
-    for service in sorted(services, key=seniority):  # of two with one address and port, the first has it
-        spec = service.get("spec") or {}
-        ingress = ((service.get("status") or {}).get("loadBalancer") or {}).get("ingress") or []
-        ips = [
-            *(spec.get("clusterIPs") or []),
-            *(spec.get("externalIPs") or []),
-            *(i["ip"] for i in ingress if i.get("ip")),
-        ]
-        families = {":" in ip for ip in spec.get("clusterIPs") or []}  # a Service has no address of another family
-        for port in spec.get("ports") or []:
-            for ip in ips:
-                if (":" in ip) in families:
-                    place = ip, port.get("protocol") or "TCP", port.get("port")
-                    out.setdefault(place, (key(service), *counts.get(key(service), (0, 0))))
-    return out
-
-
-def _resolve(host: str, services: list[Object]) -> str:
-    space, _, own = host.rpartition("/")
-    for service in services:
-        if key(service) == f"{space or 'default'}/{own}":
-            ip = str(service["spec"].get("clusterIP") or "")
-            if not _is_ip(ip):
-                raise Failed(
-                    f"Service {key(service)} has no ClusterIP (headless or ExternalName), so no proxy serves it"
-                )
-            return ip
-    raise Failed(f"DST {host!r} is neither an address nor a Service ([namespace/]name)")
-
-
-def _route(place: Place, dst: str) -> str:
-    """Return the node's route to an address as text, from `ip route get`, which uses all routing tables and rules."""
-    done = subprocess.run(
-        ["nsenter", f"--net={place.path}", "ip", "-j", "route", "get", dst], capture_output=True, text=True, check=False
-    )
-    with contextlib.suppress(ValueError, IndexError):
-        found = json.loads(done.stdout)[0]
-        if found.get("type") == "local":
-            return "delivered on this node"
-        return f"{'via ' + found['gateway'] + ' ' if 'gateway' in found else ''}out of {found.get('dev', '?')}"
-    return done.stderr.strip() or "no route"
-
-
-def _send(at: Place, packet: Packet) -> tuple[str, str]:
-    """Send a real connection or datagram from the packet's source address. Return (verdict, one line of text). Raises
-    Failed.
-    """
-
-    def work() -> tuple[str, str]:
-        kind = socket.SOCK_DGRAM if packet.protocol == "UDP" else socket.SOCK_STREAM
-        family = socket.AF_INET6 if ":" in packet.dst else socket.AF_INET
-        started = time.monotonic()
-        try:
-            made = socket.socket(family, kind, PROTOCOLS[packet.protocol])
-        except OSError as err:
-            raise Failed(f"--send: this kernel has no {packet.protocol} sockets: {err.strerror}") from err
-        with made as sock:
-            sock.settimeout(1.5)
-            try:
-                sock.bind((packet.src, 0))
-                sock.connect((packet.dst, packet.port))
-                if packet.protocol == "UDP":
-                    sock.send(b"podwire explain")
-                    sock.recv(2048)
-            except ConnectionRefusedError:
-                return "reject", "refused"
-            except TimeoutError:
-                # A server need not answer a datagram that it does not understand.
-                return ("silent" if packet.protocol == "UDP" else "drop"), "no answer within 1.5 s"
-            except OSError as err:
-                return "reject", str(err.strerror)
-            word = "answered" if kind == socket.SOCK_DGRAM else "connected"
-            return "forward", f"{word} in {(time.monotonic() - started) * 1000:.1f} ms"
-
-    return call_in(at.path, work)
-
-
-def _lines(place: Place, packet: Packet, found: Explanation) -> Iterator[str]:
-    yield f"packet       {packet.src} -> {packet.dst}:{packet.port}/{packet.protocol.lower()}" + (
-        f", on node {place.node}" if place.node else ""
-    )
-    yield from found.lines
-    passed = found.verdict is not None and found.verdict.kind is Kind.PASS
-    for ip in dict.fromkeys(b.ip for b, _ in found.to[:SHOWN]) if found.to else [packet.dst] * passed:
-        yield f"route        {ip}: {_route(place, ip)}"
-
-
 @click.command("explain")
-@click.argument("src")
-@click.argument("dst")
+@click.argument("words", nargs=-1, required=True, metavar="[SRC] DST")
 @click.option(
-    "--node", help="A node of the cluster on this machine. Default: the node of the pod SRC, else this machine."
+    "--from-node",
+    "--node",
+    "node",
+    help="The node that sends, or that the packet enters. Default: the node of SRC, else this machine.",
 )
+@click.option("-n", "--namespace", "space", default="default", show_default=True, help="Of names without a namespace.")
+@click.option(
+    "--proto", type=click.Choice(["tcp", "udp", "sctp", "icmp"], case_sensitive=False), help="The same as DST:PORT/udp."
+)
+@click.option("-6", "--ipv6", "v6", is_flag=True, help="Of several addresses take the IPv6 one.")
 @click.option("--netns", type=click.Path(exists=True), help="Use the node in this network namespace.")
 @cluster_option
 @former_name
 @click.option(
     "--interface", default="", help="Interface on which the packet enters the node (for detectors by interface)."
 )
-@click.option("--send", is_flag=True, help="Also send a real packet and compare.")
+@click.option("--send", is_flag=True, help="Also send a few real packets, follow them, and compare.")
+@click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
 @kubeconfig_option
 def explain_(
-    src: str,
-    dst: str,
+    words: tuple[str, ...],
     node: str | None,
+    space: str,
+    proto: str | None,
+    v6: bool,
     netns: str | None,
     cluster: str | None,
     interface: str,
     send: bool,
+    as_json: bool,
     kubeconfig: str | None,
 ) -> None:
-    """Show what the rules in the kernel do with a packet from SRC to DST:PORT[/udp].
+    """Say what becomes of a packet from SRC to DST, step by step, and why.
 
-    SRC: an address, "node", or a pod as [namespace/]name or pod/name. DST: an address, or a Service as
-    [namespace/]name.
+    SRC: an address, "node", node/NAME, a pod as [NAMESPACE/]NAME, or deploy/NAME (sts, ds, rs, job). Without SRC the
+    node of --from-node sends.
+
+    DST: ADDRESS:PORT, [NAMESPACE/]SERVICE:PORT, svc/, pod/, deploy/ or node/NAME:PORT, or a DNS name:PORT, with /udp,
+    /sctp or /icmp behind it. PORT: a number or a name; it may be left out where there is only one.
+
+    Only --send sends packets. The exit status is 1 if they meet another fate than the one explained.
     """
-    host, port, protocol = _destination(dst)
-    services, slices = [], []  # type: tuple[list[Object], list[Object]]
-    if not _is_ip(host) or kubeconfig or not netns:
-        try:
-            named = load(cluster) if cluster else None
-            services, slices = _objects(str(named.kubeconfig) if named else find_kubeconfig(kubeconfig))
-        except Failed:
-            if not _is_ip(host):  # an address needs only the kernel's rules
-                raise
-    ip = normal_ip(host) if _is_ip(host) else _resolve(host, services)
-    source = _source(src, cluster, _place(cluster, node, netns), ":" in ip)
-    addresses = _addresses(source.on)
+    if len(words) > 2:
+        raise Failed(f"expected SRC and DST, got {len(words)} words")
+    src, dst = words if len(words) == 2 else ("node", words[0])
+    try:
+        asked = lookup.question(src, dst, node or "", space, proto or "", v6, netns or "", cluster, kubeconfig)
+        found = explain(asked.source, asked.target, asked.catalogue, asked.reach, interface=interface)
+        if send:
+            sending.prove(asked, found)
+    except (BadName, Unreachable, sending.CannotSend) as err:
+        raise Failed(str(err)) from err
+    if as_json:
+        click.echo(json.dumps(found.to_json(), indent=2))
+    else:
+        for line in found.lines():
+            click.echo(line)
+    if found.agrees is False:
+        raise SystemExit(1)
 
-    live = call_in(source.on.path, backends.observe)
-    packet = Packet(source.ip, ip, protocol, port, node=source.ip in addresses, interface=interface)  # type: ignore[arg-type]
-    node_info = live.node(source.on.node, addresses) if live else NodeInfo(source.on.node, addresses)
-    found = explain(live, node_info, packet, _claims(services, slices), backends.places())
-    for line in _lines(source.on, packet, found):
-        click.echo(line)
-    if send:
-        if source.at is None:
-            raise Failed(
-                f"--send: {source.ip} is not an address of the node; SRC must be a pod, `node`, or one of its addresses"
-            )
-        verdict, text = _send(source.at, packet)
-        fitting = {"forward", "drop", "pass"} if verdict == "silent" else {verdict, "pass"}
-        agrees = found.verdict is not None and found.verdict.kind in fitting
-        click.echo(f"sent         {text}: {'as explained' if agrees else 'NOT as explained'}")
-        if not agrees:
-            raise SystemExit(1)
+
+@click.command("node-walk", hidden=True)
+@click.option(
+    "--run-dir", type=click.Path(path_type=Path, file_okay=False), help="The agent's. Default: the one that exists."
+)
+def node_walk(run_dir: Path | None) -> None:
+    """Answer one request of `podwire explain` about this node: a line of JSON on stdin, the answer on stdout."""
+    where = run_dir or next(
+        (one for one in (lookup.NODE_RUN_DIR, Path("/run/podwire")) if (one / "status").is_dir()), None
+    )
+    name = os.environ.get("NODE_NAME") or socket.gethostname().strip().lower()
+    try:
+        request = json.loads(sys.stdin.readline())
+        answer = onnode.answer(onnode.Place(HERE, name, where), request)
+    except (ValueError, AttributeError) as err:
+        raise Failed(f"stdin: not a request: {err}") from err
+    except (onnode.Misshapen, OSError) as err:
+        raise Failed(str(err)) from err
+    click.echo(json.dumps(answer))
 
 
 def _for_downgrade(place: Place, run_dir: Path) -> None:

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from podwire.commands.explain import _claims
-from podwire_base.kube.meta import Object
+from podwire.explain.catalogue import Catalogue, counts, places
+from podwire_base.kube.meta import Object, key
 from podwire_proxy.changes import Tracker
 from podwire_proxy.dataplane import Key
 from podwire_proxy.testing import scenarios as s
@@ -39,9 +39,12 @@ def test_of_two_services_with_one_address_and_port_the_one_that_has_it_is_named(
         tracker.service(f"default/{obj['metadata']['name']}", obj)
     tracker.flush()
     assert tracker.dataplane.frontends[Key(SHARED, "TCP", 80)].service == "default/b"
-    assert _claims(services, slices)[SHARED, "TCP", 80] == ("default/b", 2, 1)
+    objects = Catalogue({"Service": tuple(services), "EndpointSlice": tuple(slices)})
+    found = objects.at(SHARED, "TCP", 80)
+    assert found is not None
+    assert (key(found), *counts(objects.slices(key(found)))) == ("default/b", 2, 1)
 
 
 def test_an_address_of_a_family_that_the_service_does_not_have_is_nobodys() -> None:
     one = made("a", "fd00:96::1", "1")
-    assert set(_claims([one], [])) == {("fd00:96::1", "TCP", 80)}
+    assert set(places(one, Catalogue())) == {("fd00:96::1", "TCP", 80)}

@@ -327,5 +327,28 @@ def gateways_of(body: bytes) -> tuple[IPAddress, ...]:
     return tuple(ip_address(one) for one in raw if one)
 
 
+_RTA_SRC, _RTA_IIF, _RTA_VIA = 2, 3, 18
+
+
+def route_question(dst: IPAddress, src: IPAddress | None = None, iif: int = 0) -> tuple[int, bytes]:
+    """Returns (type, body) of the question for the route of one packet, by all tables and policy rules. iif: the index
+    of the link by which it comes; 0: the machine itself sends it.
+    """
+    bits = dst.max_prefixlen
+    head = _ROUTE.pack(family(dst), bits, bits if src else 0, 0, 0, 0, 0, 0, 0)
+    body = head + attr(RTA_DST, dst.packed) + (attr(_RTA_SRC, src.packed) if src else b"")
+    return GETROUTE, body + (host_u32(_RTA_IIF, iif) if iif else b"")
+
+
+def route_answer(body: bytes) -> tuple[int, int, IPAddress | None, IPAddress | None, int]:
+    """Returns (RTN_*, index of the link, gateway, preferred source, MTU or 0) of the answer to `route_question`."""
+    found = parse(body[_ROUTE.size :])
+    raw = found.get(RTA_GATEWAY) or found.get(_RTA_VIA, b"")[2:]
+    source = found.get(RTA_PREFSRC)
+    mtu = _number(parse(found.get(RTA_METRICS, b"")).get(RTAX_MTU))
+    via, preferred = ip_address(raw) if raw else None, ip_address(source) if source else None
+    return _ROUTE.unpack_from(body)[7], _number(found.get(RTA_OIF)), via, preferred, mtu
+
+
 def _number(raw: bytes | None) -> int:
     return int.from_bytes(raw or b"", sys.byteorder)

@@ -24,8 +24,9 @@ from ..netlink.codec import (
     to_text,
 )
 from ..netlink.socket import MANY_ANSWERS, NETFILTER, ROOM, SO_SNDBUFFORCE, Netlink, open_socket
-from . import codec
+from . import anytable, codec
 from . import objects as o
+from .anytable import AnyTable
 from .decode import decode_exprs, packets
 from .errors import NftError
 
@@ -143,6 +144,37 @@ class Connection:
                 table = o.Table(codec.FAMILY_NAMES[family], to_text(parse(body).get(1)))  # type: ignore[arg-type]
                 found.append(codec.decode_chain(table, body)[1])
         return found
+
+    def everything(self, without: Callable[[str, str], bool] = lambda _family, _name: False) -> list[AnyTable]:
+        """Returns all tables of all programs, with rules and elements. without: (family, name) of tables whose content
+        is left out. The tables are read one after another, so a commit meanwhile may show in some of them. Raises
+        NftError.
+        """
+        found = {}
+        for family, body in self._request(codec.GETTABLE, 0, b""):
+            table = AnyTable(anytable.NAMES.get(family, str(family)), to_text(parse(body).get(1)))
+            found[table.family, table.name] = table
+        for number, name in anytable.NAMES.items():
+            for _, body in self._request(codec.GETCHAIN, number, b""):
+                owner, chain = anytable.chain_of(name, body)
+                if (name, owner) in found:
+                    found[name, owner].chains[chain.name] = chain
+        for (name, owner), table in found.items():
+            if without(name, owner):
+                continue
+            number = next(number for number, known in anytable.NAMES.items() if known == name)
+            for _, body in self._request(codec.GETRULE, number, text(1, owner)):
+                where, chain_name, rule = anytable.rule_of(body)
+                if where == owner and chain_name in table.chains:
+                    table.chains[chain_name].rules.append(rule)
+            for _, body in self._request(codec.GETSET, number, text(1, owner)):
+                where, made = anytable.set_of(body)
+                if where == owner:
+                    table.sets[made.name] = made
+            for made in table.sets.values():
+                for _, body in self._request(codec.GETSETELEM, number, text(1, owner) + text(2, made.name)):
+                    made.elements.extend(anytable.elements_of(body))
+        return list(found.values())
 
     def elements(self, set_: o.Set) -> dict[bytes, o.Value]:
         """Returns the elements of one set, without expired elements. Raises NftError."""

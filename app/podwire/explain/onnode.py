@@ -1,0 +1,75 @@
+"""The node's half of `podwire explain`: reads the node once and walks the packets that it is asked about. I/O.
+
+    {"version": 1, "asks": [packet ...]} -> {"version": 1, "walks": [walk ...], "node": {...}}
+
+It runs where the node's network is: called in the node's namespace on a laptop, by `podwire agent`'s pod on a stock
+cluster. It changes nothing and sends nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from podwire_base.role import hostports
+
+from .observe import HERE, facts
+from .packets import Asked
+from .walk import walk
+
+VERSION = 1
+
+
+class Misshapen(Exception):
+    """A request is not one of this version. The message says what is wrong."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a node is. path: its network namespace. run_dir: its agent's, None without one. extra: address -> path of
+    further pods' namespaces.
+    """
+
+    path: str = HERE
+    name: str = ""
+    run_dir: Path | None = None
+    extra: Mapping[str, str] = field(default_factory=dict)
+
+
+def packet_of(data: Mapping[str, Any]) -> Asked:
+    """Raises Misshapen."""
+    try:
+        claim = data.get("claim")
+        return Asked(**{**data, "claim": tuple(claim) if claim else None})
+    except TypeError as err:
+        raise Misshapen(f"not a packet: {err}") from err
+
+
+def answer(place: Place, request: Mapping[str, Any]) -> dict[str, Any]:
+    """Answers a request. Raises Misshapen, and OSError if the node cannot be read."""
+    if request.get("version") != VERSION:
+        raise Misshapen(f"version {request.get('version')!r}: this node answers version {VERSION}; use one version")
+    asks = [packet_of(one) for one in request.get("asks") or []]
+    found = facts(place.path, place.name, place.run_dir, place.extra)
+    ports = ""
+    if place.run_dir is not None:
+        try:
+            ports = hostports.path(place.run_dir).read_text()
+        except OSError:
+            ports = ""  # no pod of the node has a hostPort
+    return {
+        "version": VERSION,
+        "walks": [walk(found, asked).to_json() for asked in asks],
+        "node": {
+            "name": place.name,
+            "addresses": list(found.addresses),
+            "podCIDRs": list(found.info.pod_cidrs),
+            "serviceCIDRs": list(found.info.service_cidrs),
+            "rules": found.live.place if found.live else "",
+            "roles": dict(found.roles),
+            "hostPorts": ports,
+            "notes": list(found.notes),
+        },
+    }

@@ -1,0 +1,115 @@
+"""`--send`: proves an explanation with real packets of one flow, and compares. I/O."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+import time
+from typing import TYPE_CHECKING
+
+from podwire_base.kernel.frames import checksum
+from podwire_base.kernel.netns import call_in
+from podwire_proxy.model import PROTOCOLS
+
+from .answer import Answer
+
+if TYPE_CHECKING:
+    from .lookup import Question
+
+ANSWER = 1.5  # seconds
+_REFUSED = {errno.ECONNREFUSED, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.ENOPROTOOPT}
+
+
+class CannotSend(Exception):
+    """--send cannot be done. The message says why."""
+
+
+def attempt(src: str, dst: str, port: int, protocol: str) -> tuple[str, str]:
+    """Sends one connection, datagram or echo request from the caller's network namespace. Returns (verdict, words).
+    Raises CannotSend.
+    """
+    family = socket.AF_INET6 if ":" in dst else socket.AF_INET
+    if protocol == "ICMP":
+        return _echo(family, src, dst)
+    kind = socket.SOCK_DGRAM if protocol == "UDP" else socket.SOCK_STREAM
+    started = time.monotonic()
+    try:
+        made = socket.socket(family, kind, PROTOCOLS[protocol])
+    except OSError as err:
+        raise CannotSend(f"--send: this kernel has no {protocol} sockets: {err.strerror}") from err
+    with made as sock:
+        sock.settimeout(ANSWER)
+        try:
+            sock.bind((src, 0))
+            sock.connect((dst, port))
+            if protocol == "UDP":
+                sock.send(b"podwire explain")
+                sock.recv(2048)
+        except ConnectionRefusedError:
+            return "reject", "refused"
+        except TimeoutError:
+            # A server need not answer a datagram that it does not understand.
+            return ("silent" if protocol == "UDP" else "drop"), f"no answer within {ANSWER} s"
+        except PermissionError:  # a rule of the sender's own output chain dropped or rejected it
+            return "local", "not permitted: a rule at the sender itself stops it"
+        except OSError as err:
+            return "reject", str(err.strerror)
+        word = "answered" if kind == socket.SOCK_DGRAM else "connected"
+        return "forward", f"{word} in {(time.monotonic() - started) * 1000:.1f} ms"
+
+
+def _echo(family: int, src: str, dst: str) -> tuple[str, str]:
+    """Sends one ICMP echo request and waits for the reply to this very request."""
+    v6 = family == socket.AF_INET6
+    ident, started = os.getpid() & 0xFFFF, time.monotonic()
+    body = struct.pack(">BBHHH", 128 if v6 else 8, 0, 0, ident, 1) + b"podwire explain!"
+    if not v6:
+        body = body[:2] + checksum(body) + body[4:]
+    with socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_ICMPV6 if v6 else socket.IPPROTO_ICMP) as sock:
+        try:
+            sock.bind((src, 0))
+            sock.sendto(body, (dst, 0))
+            while (rest := started + ANSWER - time.monotonic()) > 0:
+                sock.settimeout(rest)
+                data = sock.recv(2048)
+                data = data if v6 else data[(data[0] & 15) * 4 :]
+                kind = data[0]
+                if kind == (129 if v6 else 0) and data[4:6] == struct.pack(">H", ident):
+                    return "forward", f"answered in {(time.monotonic() - started) * 1000:.1f} ms"
+                quoted = data[8:][40 if v6 else 20 :]
+                if kind == (1 if v6 else 3) and quoted[4:6] == struct.pack(">H", ident):
+                    return "reject", f"refused: ICMP unreachable, code {data[1]}"
+        except TimeoutError:
+            pass
+        except OSError as err:
+            return "reject", str(err.strerror)
+    return "drop", f"no answer within {ANSWER} s"
+
+
+def agrees(explained: str, reason: str, sent: str) -> bool:
+    """Whether what was sent met the fate that was explained."""
+    if explained == "unknown":
+        return True
+    if sent == "local":
+        return explained in ("drop", "reject")
+    if sent == "silent":
+        return explained in ("forward", "drop", "pass")
+    if explained == "pass" and not reason:  # what is outside the cluster may answer, refuse or keep silent
+        return True
+    return explained == sent or (explained == "pass" and sent == "forward")
+
+
+def prove(question: Question, answer: Answer) -> None:
+    """Sends, and fills in `sent` and `agrees`. Raises CannotSend."""
+    if not answer.dst:
+        raise CannotSend(f"--send: {answer.destination} has no address: {answer.cause}")
+    space = getattr(question.reach, "space", None)
+    path = space(answer.node, answer.src) if space else ""
+    if not path:
+        raise CannotSend(
+            f"--send: {answer.src} is not an address of the node; SRC must be a pod, `node`, or one of its addresses"
+        )
+    verdict, words = call_in(path, lambda: attempt(answer.src, answer.dst, answer.port, answer.protocol))
+    answer.sent, answer.agrees = words, agrees(answer.verdict, answer.reason, verdict)
