@@ -99,8 +99,9 @@ def test_what_the_readme_says(laptop: Machine) -> None:
     assert re.search(r"reject with tcp reset .*comment", said)
     pod = shell(laptop, [*settings, "podwire get pods -l app=client -o name"]).split("\n")[-2]
     trouble = re.findall(r"`(podwire [^`]+)`", page.split("## When something does not work", 1)[1].split("\n## ", 1)[0])
-    asked = [c.replace(" pod NAME", f" {pod}").replace(" POD ", f" {pod} ") for c in trouble if c != "podwire down"]
-    assert len(asked) == len(trouble) - 1 >= 6
+    mends = ("podwire up", "podwire down")  # what they do with a cluster in trouble has tests of its own
+    asked = [c.replace(" pod NAME", f" {pod}").replace(" POD ", f" {pod} ") for c in trouble if c not in mends]
+    assert len(asked) == len(trouble) - len(mends) >= 6
     said = shell(laptop, [*settings, *asked])
     assert "as explained" in said
     assert "comes from Service default/my-service" in said
