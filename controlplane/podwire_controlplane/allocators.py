@@ -15,6 +15,9 @@ from dataclasses import dataclass, field
 from podwire_base.kube.errors import Cause
 from podwire_base.kube.meta import Object, key
 
+from . import ipfamilies
+from .rules.services import cluster_fields
+
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
@@ -31,14 +34,14 @@ def _static_band(network: Network) -> int:
 
 @dataclass(slots=True)
 class ServiceAllocator:
-    """addresses: ClusterIP -> key of its Service. ports: (protocol, NodePort) -> key of its Service. draw(n): returns a
+    """addresses: ClusterIP -> key of its Service. ports: NodePort -> key of its Service. draw(n): returns a
     number from 0 to n - 1.
     """
 
     cidr: Network
     node_ports: range = range(30000, 32768)
     addresses: dict[str, str] = field(default_factory=dict)
-    ports: dict[tuple[str, int], str] = field(default_factory=dict)
+    ports: dict[int, str] = field(default_factory=dict)
     draw: Callable[[int], int] = random.randrange
 
     def observe(self, before: Object | None, after: Object | None) -> None:
@@ -56,20 +59,22 @@ class ServiceAllocator:
             self.addresses |= dict.fromkeys(_addresses(after), key(after))
             self.ports |= dict.fromkeys(_ports(after), key(after))
 
+    @property
+    def families(self) -> tuple[str, ...]:
+        """The IP families of the cluster's Services, the default one first."""
+        return (f"IPv{self.cidr.version}",)
+
+    def prepare(self, service: Object, before: Object | None) -> list[Cause]:
+        """Set the fields of addresses and families that follow from others, and return the errors in those."""
+        ipfamilies.normalize(service, before)
+        causes = list(cluster_fields(service))
+        return causes or ipfamilies.fill(service, before, self.families)
+
     def check(self, service: Object) -> list[Cause]:
         """Return the errors in the addresses and ports that `service` requests explicitly."""
         causes = []
-        own = f"IPv{self.cidr.version}"
-        for n, family in enumerate(service["spec"].get("ipFamilies") or [] if _addresses_wanted(service) else ()):
-            if family != own:
-                causes.append(
-                    Cause(
-                        f"spec.ipFamilies[{n}]",
-                        f"{family!r}: Services of this cluster have {own} addresses; leave the field out",
-                    )
-                )
-        for n, address in enumerate(_addresses(service)):
-            where = "spec.clusterIP" if n == 0 else f"spec.clusterIPs[{n}]"
+        for address in _addresses(service):
+            where = "spec.clusterIPs"
             if ipaddress.ip_address(address) not in self.cidr:
                 causes.append(
                     Cause(
@@ -87,31 +92,22 @@ class ServiceAllocator:
                     Cause(
                         where,
                         f"{address} is taken by Service {holder}; choose another or leave it empty",
-                        "FieldValueDuplicate",
                     )
                 )
         for n, port in enumerate(service["spec"].get("ports") or []):
-            wanted, where = port.get("nodePort"), f"spec.ports[{n}].nodePort"
-            if not wanted or service["spec"].get("type") not in ("NodePort", "LoadBalancer"):
-                continue
-            if wanted not in self.node_ports:
-                causes.append(
-                    Cause(
-                        where,
-                        f"{wanted} is outside the NodePort range {self.node_ports.start}-"
-                        f"{self.node_ports.stop - 1}; leave it empty to get a free port",
-                    )
-                )
-            elif (holder := self.ports.get((port.get("protocol", "TCP"), wanted))) not in (None, key(service)):
-                causes.append(
-                    Cause(
-                        where,
-                        f"{wanted}/{port.get('protocol', 'TCP')} is taken by Service {holder}; choose "
-                        "another or leave it empty",
-                        "FieldValueDuplicate",
-                    )
-                )
+            if wanted := port.get("nodePort") or 0:
+                causes += self._check_port(service, wanted, f"spec.ports[{n}].nodePort")
         return causes
+
+    def _check_port(self, service: Object, wanted: int, where: str) -> list[Cause]:
+        """A NodePort belongs to one Service, whatever the protocol. A Service may use it for several protocols."""
+        if wanted not in self.node_ports:
+            span = f"{self.node_ports.start}-{self.node_ports.stop - 1}"
+            return [Cause(where, f"{wanted} is outside the NodePort range {span}; leave it empty to get a free port")]
+        holder = self.ports.get(wanted)
+        if holder not in (None, key(service)):
+            return [Cause(where, f"{wanted} is taken by Service {holder}; choose another or leave it empty")]
+        return []
 
     def fill(self, service: Object) -> None:
         """Write free values into the empty fields of `service`. Raises Exhausted."""
@@ -122,16 +118,25 @@ class ServiceAllocator:
             spec["clusterIPs"] = spec.get("clusterIPs") or [spec["clusterIP"]]
         if spec.get("type") not in ("NodePort", "LoadBalancer"):
             return
-        if spec["type"] == "LoadBalancer" and spec.get("allocateLoadBalancerNodePorts") is False:
-            return
-        taken_here: dict[int, set[str]] = {}
-        for port in spec.get("ports") or []:
-            if port.get("nodePort"):
-                taken_here.setdefault(port["nodePort"], set()).add(port.get("protocol", "TCP"))
-        for port in spec.get("ports") or []:
+        here = set(_ports(service))
+        if spec["type"] == "NodePort" or spec.get("allocateLoadBalancerNodePorts") is not False:
+            self._fill_ports(spec.get("ports") or [], here)
+        if spec["type"] == "LoadBalancer" and spec.get("externalTrafficPolicy") == "Local":
+            wanted = spec.get("healthCheckNodePort")
+            if wanted and self._check_port(service, wanted, ""):
+                raise Exhausted(
+                    f"failed to allocate requested HealthCheck NodePort {wanted}: it is taken or out of range"
+                )
+            spec["healthCheckNodePort"] = wanted or self._free_port(here)
+
+    def _fill_ports(self, ports: list[Object], here: set[int]) -> None:
+        """Ports of one number and several protocols get one NodePort."""
+        same = {port["port"]: port["nodePort"] for port in ports if port.get("nodePort")}
+        for port in ports:
             if not port.get("nodePort"):
-                port["nodePort"] = self._free_port(port.get("protocol", "TCP"), taken_here)
-                taken_here.setdefault(port["nodePort"], set()).add(port.get("protocol", "TCP"))
+                port["nodePort"] = same.get(port["port"]) or self._free_port(here)
+                same[port["port"]] = port["nodePort"]
+                here.add(port["nodePort"])
 
     def _free_address(self) -> str:
         first, size = int(self.cidr.network_address), self.cidr.num_addresses
@@ -145,11 +150,11 @@ class ServiceAllocator:
                     return address
         raise Exhausted(f"no free address in the Service range {self.cidr}")
 
-    def _free_port(self, protocol: str, here: dict[int, set[str]]) -> int:
+    def _free_port(self, here: set[int]) -> int:
         start = self.draw(len(self.node_ports))
         for n in range(len(self.node_ports)):
             port = self.node_ports[(start + n) % len(self.node_ports)]
-            if (protocol, port) not in self.ports and protocol not in here.get(port, ()):
+            if port not in self.ports and port not in here:
                 return port
         raise Exhausted(f"no free NodePort in {self.node_ports.start}-{self.node_ports.stop - 1}")
 
@@ -162,15 +167,13 @@ def _addresses(service: Object) -> list[str]:
     return [a for a in found if a and a != "None"]
 
 
-def _addresses_wanted(service: Object) -> bool:
-    return bool(service["spec"].get("type") != "ExternalName" and service["spec"].get("clusterIP") != "None")
-
-
-def _ports(service: Object) -> list[tuple[str, int]]:
+def _ports(service: Object) -> list[int]:
+    """Return the NodePorts of a Service, and the port of its health check, which is one of them."""
     spec = service.get("spec") or {}
-    if spec.get("type") not in ("NodePort", "LoadBalancer"):
-        return []
-    return [(p.get("protocol", "TCP"), p["nodePort"]) for p in spec.get("ports") or [] if p.get("nodePort")]
+    found = {p["nodePort"] for p in spec.get("ports") or [] if p.get("nodePort")}
+    if health := spec.get("healthCheckNodePort"):
+        found.add(health)
+    return sorted(found)
 
 
 def free_pod_cidr(cluster: Network, size: int, used: Iterable[str]) -> str:

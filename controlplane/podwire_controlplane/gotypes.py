@@ -136,6 +136,12 @@ def _quantity(value: Any, path: str, _unknown: list[str]) -> Any:
 _moment = lru_cache(maxsize=1024)(normal_time)  # the same few times come with every write
 
 
+def _resource_amount(value: Any, path: str, unknown: list[str]) -> Any:
+    """A quantity in a map of resources: nothing finer than a thousandth (SetDefaults_ResourceList)."""
+    made = _quantity(value, path, unknown)
+    return quantity.to_milli(made) if made[-1] in "nu" else made
+
+
 def _time(micro: bool) -> Decoder:
     def time(value: Any, path: str, _unknown: list[str]) -> Any:
         if value is None:
@@ -256,7 +262,7 @@ def _field(field: Mapping[str, Any]) -> tuple[Decoder, Any]:
     if field.get("repeated"):
         one = _listed(one)
     elif "map" in field:
-        one = _mapped(one)
+        one = _mapped(_resource_amount if kind == "quantity" else one)
     if field.get("omitzero"):
         return (lambda v, p, u: _DROP if v is None else one(v, p, u)), _DROP
     if pointer or (kind or "").startswith("schemaor"):
@@ -267,7 +273,8 @@ def _field(field: Mapping[str, Any]) -> tuple[Decoder, Any]:
 
         def several(value: Any, path: str, unknown: list[str]) -> Any:
             made = one(value, path, unknown)
-            return absent if made is None or (omit and not made and kind != "raw") else made
+            # the store's own form (protobuf) does not tell an empty list from none
+            return absent if made is None or (not made and kind != "raw") else made
 
         return several, absent
     if struct or kind in ("quantity", "time", "microtime", "intorstring"):  # Go's encoder never leaves structs out

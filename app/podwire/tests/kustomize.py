@@ -13,8 +13,9 @@ from typing import Any
 
 import yaml
 
-from podwire_base.kube import patch
+from podwire_base.kube import strategic
 from podwire_base.kube.meta import Object
+from podwire_base.kube.schema import builtin
 
 _KNOWN = {"apiVersion", "kind", "namespace", "resources", "components", "configMapGenerator", "patches"}
 _GENERATED = "generated"  # only such ConfigMaps get a hash suffix
@@ -83,7 +84,8 @@ def _accumulate(folder: Path, objects: list[Object]) -> list[Object]:
             for n, o in enumerate(objects)
             if (o["kind"], o["metadata"]["name"]) == (change["kind"], change["metadata"]["name"])
         ]
-        objects[at] = patch.strategic(objects[at], change)
+        node = builtin().kind(change["apiVersion"], change["kind"])
+        objects[at] = strategic.apply(objects[at], change, node)
     if space := document.get("namespace"):
         for obj in objects:
             if obj["kind"] not in _UNHOSTED:

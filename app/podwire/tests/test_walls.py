@@ -86,13 +86,13 @@ VIOLATIONS = {
         {
             "proxy/podwire_proxy/topology.py": "import podwire_dns.names",
             "dns/podwire_dns/tests/test_names.py": "import podwire_cni.types",
-            "controlplane/podwire_node/podspec.py": "import podwire_controlplane.validation",
+            "controlplane/podwire_node/podspec.py": "import podwire_controlplane.ipfamilies",
         },
         [TENANTS],
         [
             "podwire_proxy.topology -> podwire_dns.names",
             "podwire_dns.tests.test_names -> podwire_cni.types",
-            "podwire_node.podspec -> podwire_controlplane.validation",
+            "podwire_node.podspec -> podwire_controlplane.ipfamilies",
         ],
     ),
     "the ground imports a tenant": (

@@ -71,11 +71,13 @@ class StatusError(Exception):
         retry_after: int = 0,
         about: tuple[str, str] = ("", ""),
         again: str = "",
+        warnings: Sequence[str] = (),
     ) -> None:
         """about: (group, kind) for the details, where the error is not about `resource`. again: a continue token with
         which the client can go on.
         """
         super().__init__(message)
+        self.warnings = tuple(warnings)  # sent with the answer, as with an answer that accepts
         self.code, self.reason, self.message = code, reason, message
         self.resource, self.name, self.causes, self.retry_after = resource, name, tuple(causes), retry_after
         self.about = (resource.group, resource.plural) if resource and not any(about) else about

@@ -53,6 +53,11 @@ def parse(text: str) -> Fraction:
     return _split(text)[0]
 
 
+def to_milli(text: str) -> str:
+    """Return a quantity rounded up to thousandths, in canonical form. Raises BadQuantity."""
+    return canonical(f"{_away(parse(text) * 1000)}m")
+
+
 @lru_cache(maxsize=4096)
 def canonical(text: str) -> str:
     """Return the canonical form of a quantity. Raises BadQuantity."""

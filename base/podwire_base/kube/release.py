@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from typing import Final
+
+from ..version import VERSION
 
 KUBERNETES: Final = "v1.36.2"
 
 
-@cache
 def git_version() -> str:
     """Return gitVersion of /version and kubeletVersion of a Node: Kubernetes' release, and ours as build metadata."""
-    try:
-        own = version("podwire")
-    except PackageNotFoundError:  # a source tree that is not installed
-        own = "0"
-    return f"{KUBERNETES}+podwire.{own}"
+    return f"{KUBERNETES}+podwire.{VERSION}"

@@ -182,6 +182,16 @@ def label_selector(selector: Mapping[str, Any] | None) -> LabelTest:
     return lambda have: all(test(have) for test in tests)
 
 
+def selector_text(selector: Mapping[str, Any]) -> str:
+    """Returns a meta/v1 LabelSelector in the form of a labelSelector query, the keys in order."""
+    rows = [(key, f"{key}={value}") for key, value in (selector.get("matchLabels") or {}).items()]
+    for term in selector.get("matchExpressions") or []:
+        key, values = str(term.get("key")), ",".join(sorted(term.get("values") or []))
+        texts = {"Exists": key, "DoesNotExist": f"!{key}", "In": f"{key} in ({values})"}
+        rows.append((key, texts.get(str(term.get("operator")), f"{key} notin ({values})")))
+    return ",".join(text for _, text in sorted(rows))
+
+
 def equality(selector: Mapping[str, str]) -> LabelTest:
     """Parse the selector of a Service or ReplicationController: all labels must be equal."""
     pairs = tuple(selector.items())

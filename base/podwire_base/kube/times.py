@@ -11,6 +11,7 @@ _UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "\u00b5s": 1
 _PART = re.compile(rf"([0-9]++(?:\.[0-9]*+)?|\.[0-9]++)({'|'.join(sorted(_UNITS, key=len, reverse=True))})")
 _SECONDS, _MICRO = "%Y-%m-%dT%H:%M:%SZ", "%Y-%m-%dT%H:%M:%S.%fZ"
 _RFC3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)")
+_RFC3339_MICRO = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}(Z|[+-]\d\d:\d\d)")
 LONGEST_DURATION = 64  # characters; a longer text is no duration that anybody wrote
 GREATEST = (2**63 - 1) / 1e9  # seconds in Go's time.Duration
 
@@ -26,10 +27,10 @@ def micro_timestamp(now: float) -> str:
 
 
 def normal_time(text: str, micro: bool = False) -> str:
-    """Returns a time as the API keeps it: in UTC, in seconds (metav1.Time) or microseconds (metav1.MicroTime). Raises
-    ValueError for what is not RFC 3339.
+    """Returns a time as the API keeps it: in UTC, in seconds (metav1.Time) or microseconds (metav1.MicroTime, which has
+    exactly six digits). Raises ValueError for what is not RFC 3339.
     """
-    if not _RFC3339.fullmatch(text):
+    if not (_RFC3339_MICRO if micro else _RFC3339).fullmatch(text):
         raise ValueError(f"{text!r} is not a time such as 2026-01-31T12:00:00Z")
     moment = datetime.fromisoformat(re.sub(r"(\.\d{6})\d+", r"\1", text)).astimezone(UTC)
     return moment.strftime(_MICRO if micro else _SECONDS)

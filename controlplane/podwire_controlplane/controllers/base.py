@@ -13,13 +13,13 @@ from typing import Any, Literal
 
 from podwire_base.kube.meta import Object, controller_of, key, name, namespace, uid
 
-Verb = Literal["create", "update", "patch", "status", "delete", "finalize"]
+Verb = Literal["create", "update", "patch", "status", "delete", "finalize", "bind"]
 
 
 @dataclass(frozen=True, slots=True)
 class Write:
     """One write to the API. kind: the object's kind. obj: the whole object (create, update, finalize), a merge patch
-    (patch, status) or DeleteOptions (delete).
+    (patch, status), DeleteOptions (delete) or the fields of a Binding (bind).
 
     unless: (kind, namespace, name, uid) of objects. The driver drops the write if the API (not the cache) has one of
     these objects.

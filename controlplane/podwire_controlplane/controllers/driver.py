@@ -116,6 +116,9 @@ class Driver:
             answer = await self.api.update(path, change.obj)
         elif change.verb == "finalize":
             answer = await self.api.update(path + "/finalize", change.obj)
+        elif change.verb == "bind":
+            await self.api.create(path + "/binding", {"apiVersion": "v1", "kind": "Binding", **change.obj})
+            answer = await self.api.get(path)  # a Binding is answered by a Status
         elif change.verb == "delete":
             answer = await self.api.delete(path, change.obj or None)
         else:

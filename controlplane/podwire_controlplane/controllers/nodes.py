@@ -182,7 +182,9 @@ def reconcile_schedule(wanted: str, snapshot: Snapshot, now: float) -> list[Writ
         return []
     node, why = choose(pod, snapshot)
     if node:
-        return [Write("patch", "Pod", namespace(pod), name(pod), {"spec": {"nodeName": node}}, f"on {node}")]
+        return [
+            Write("bind", "Pod", namespace(pod), name(pod), {"target": {"kind": "Node", "name": node}}, f"on {node}")
+        ]
     if condition(pod, "PodScheduled").get("message") == why:
         return []
     told = event(reference("Pod", pod), "FailedScheduling", why, now)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gzip
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -122,7 +122,15 @@ def error(request: web.Request, err: StatusError) -> web.Response:
     """Return an error as a Status, in a media type that the client accepts."""
     form = media.error_form(request.headers.get("Accept", ""))
     headers = {"Retry-After": str(err.retry_after)} if err.retry_after else {}
-    return response(request, encode(form, err.body()), form.media, err.code, headers=headers)
+    answer = response(request, encode(form, err.body()), form.media, err.code, headers=headers)
+    warn(answer, err.warnings)
+    return answer
+
+
+def warn(answer: web.StreamResponse, warnings: Iterable[str]) -> None:
+    """Add a header Warning (RFC 7234 section 5.5, code 299) for each warning."""
+    for warning in warnings:
+        answer.headers.add("Warning", '299 - "' + warning.replace("\\", "\\\\").replace('"', '\\"') + '"')
 
 
 def watch_event(kind: str, obj: bytes) -> bytes:

@@ -14,12 +14,12 @@ from podwire_base.kube.errors import StatusError
 from podwire_base.kube.meta import Object
 
 from .. import protobuf
-from ..validation import MAX_GRACE
 from .media import ALL, PROTOBUF, YAML, body_type
 from .query import boolean, number
 
 MAX_BODY = 3 * 1024 * 1024
 BODY_SECONDS = 60.0
+MAX_GRACE = 10**9  # seconds
 _LONG_YAML = 4096  # bytes; more is parsed in a thread: a text of 3 MB takes seconds
 _REPEATS = 100_000  # values that aliases repeat
 _THREAD = ThreadPoolExecutor(1, "yaml")  # one: so the event loop has at least half of the time

@@ -14,7 +14,8 @@ from podwire_base.kube import codec, errors
 from podwire_base.kube import patch as patches
 from podwire_base.kube.errors import StatusError
 from podwire_base.kube.meta import Object, name
-from podwire_base.kube.registry import Resource
+from podwire_base.kube.registry import Resource, of
+from podwire_base.kube.selectors import selector_text
 from podwire_base.role import logs
 
 from .. import convert
@@ -33,7 +34,7 @@ USER = web.RequestKey("user", auth.User)
 SERVED: web.RequestKey[tuple[str, str]] = web.RequestKey("served", tuple)  # verb and resource, for the metrics
 REFUSED = web.RequestKey("refused", str)  # why the client's certificate does not count, on paths without authentication
 MAX_WATCH = 3600.0
-SERVED_SUBS = ("status", "scale", "finalize")
+SERVED_SUBS = ("status", "scale", "finalize", "binding")
 WATCH_SECONDS = 1800  # of a watch without timeoutSeconds
 RETURNED = (
     "Pod",
@@ -178,8 +179,7 @@ class Handlers:
         if not call.view.plain:
             raw = answers.encode(call.view.form, answers.one(call.view, codec.decode(raw)))
         answer = answers.response(call.http, raw, call.view.form.media, status)
-        for warning in warnings:
-            answer.headers.add("Warning", '299 - "' + warning.replace("\\", "\\\\").replace('"', '\\"') + '"')
+        answers.warn(answer, warnings)
         return answer
 
     def _made(self, call: Call, body: Object, status: int = 200) -> web.Response:
@@ -209,6 +209,8 @@ class Handlers:
         return await bodies.decode(await bodies.read(call.http), kind, resource.api_version, resource.kind)
 
     async def _create(self, call: Call) -> web.StreamResponse:
+        if call.scope.sub == "binding" or call.scope.resource.plural == "bindings":
+            return await self._bind(call)
         _unserved(call)
         kind = bodies.media_of(call.http)
         obj = await self._body(call, kind)
@@ -216,6 +218,19 @@ class Handlers:
         await self._authorise_object(call, named if isinstance(named, str) else "")
         options = WriteOptions(*bodies.write_mode("CreateOptions", call.query))
         return self._written(call, await self.objects.create(call.scope, obj, options))
+
+    async def _bind(self, call: Call) -> web.StreamResponse:
+        """Assign a pod to a node: pods/NAME/binding, or the collection `bindings` with the pod's name in the body."""
+        kind = bodies.media_of(call.http)
+        body = await bodies.decode(await bodies.read(call.http), kind, "v1", "Binding")
+        options = WriteOptions(*bodies.write_mode("CreateOptions", call.query))
+        pod = call.scope.name or (
+            name(body) if isinstance(body, dict) and isinstance(body.get("metadata"), dict) else ""
+        )
+        await self._authorise_object(call, pod)
+        await self.objects.bind(Scope(of("Pod"), call.scope.namespace, pod), body, options)
+        done = {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201}
+        return self._made(replace_view(call), done, 201)
 
     async def _update(self, call: Call) -> web.StreamResponse:
         _unserved(call)
@@ -383,14 +398,18 @@ def _stream_type(view: View) -> str:
 
 
 def _scale(obj: Object) -> Object:
-    """Return the autoscaling/v1 Scale of a Deployment or ReplicaSet."""
-    meta = obj["metadata"]
-    selector = ",".join(f"{k}={v}" for k, v in (obj["spec"]["selector"].get("matchLabels") or {}).items())
+    """Return the autoscaling/v1 Scale of a workload."""
+    meta, spec = obj["metadata"], obj["spec"]
+    selector = spec.get("selector") or {}
+    if obj.get("kind") == "ReplicationController":
+        selector = {"matchLabels": selector}
     carried = ("name", "namespace", "uid", "resourceVersion", "creationTimestamp")
+    replicas = spec.get("replicas", 1)
+    status = {"replicas": (obj.get("status") or {}).get("replicas", 0), "selector": selector_text(selector)}
     return {
         "kind": "Scale",
         "apiVersion": "autoscaling/v1",
         "metadata": {k: meta[k] for k in carried if k in meta},
-        "spec": {"replicas": obj["spec"].get("replicas", 1)},
-        "status": {"replicas": obj.get("status", {}).get("replicas", 0), "selector": selector},
+        "spec": {"replicas": replicas} if replicas else {},
+        "status": {name: value for name, value in status.items() if value or name == "replicas"},
     }

@@ -5,41 +5,38 @@ This module knows no HTTP. Objects are dicts, stored bytes are `Item`s, and ever
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import random
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from podwire_base.kube import codec, errors
 from podwire_base.kube import patch as patches
-from podwire_base.kube.errors import StatusError
+from podwire_base.kube.errors import Cause, StatusError
 from podwire_base.kube.meta import Object, deleting, name, resource_version, uid
 from podwire_base.kube.registry import BUILTIN, Registry, Resource, of
+from podwire_base.kube.schema import builtin
 from podwire_base.kube.times import timestamp
 
 from .. import convert, gotypes
 from ..allocators import Exhausted, ServiceAllocator
+from ..rules.fields import not_supported, required
 from ..store.base import Conflict, Item, Store, StoredChange
 from ..strategies.base import Strategy
+from ..strategies.core import bound
 from ..strategies.table import strategy_of
 
 PROPAGATION = {"Background": "", "Orphan": "orphan", "Foreground": "foregroundDeletion"}
 _NAMESPACES, _SERVICES = of("Namespace"), of("Service")
 _LETTERS = "bcdfghjklmnpqrstvwxz2456789"  # no vowels, no 0, 1 or 3: generated names spell no words
 _RETRIES = 8
-_SYSTEM_METADATA = (
-    "uid",
-    "creationTimestamp",
-    "deletionTimestamp",
-    "deletionGracePeriodSeconds",
-    "namespace",
-    "name",
-    "generation",
-    "selfLink",
-)
+LAST_MOMENT = 253_402_300_799.0  # 9999-12-31T23:59:59Z: later times have no form
+_SYSTEM_METADATA = ("creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "generation", "selfLink")
+_IDENTITY = ("uid", "namespace", "name")  # left out by many clients; another value is refused
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +68,16 @@ class Scope:
     @property
     def key(self) -> str:
         return self.resource.key(self.namespace, self.name)
+
+
+@contextlib.contextmanager
+def told(warnings: Callable[[], tuple[str, ...]]) -> Iterator[None]:
+    """Give a refusal the warnings that the client would get with an acceptance."""
+    try:
+        yield
+    except StatusError as err:
+        err.warnings = (*warnings(), *err.warnings)
+        raise
 
 
 def wire(item: Item, resource: Resource | None = None) -> bytes:
@@ -147,17 +154,23 @@ class Objects:
             raise errors.bad_request(f"{cannot}: strict decoding error: {', '.join(warnings)}")
         return made, warnings if options.field_validation != "Ignore" else ()
 
-    def _check(self, scope: Scope, obj: Object, before: Object | None) -> tuple[str, ...]:
-        """Validate an object that has its defaults, claim the values that it lacks, and return warnings."""
+    def _check(self, scope: Scope, obj: Object, before: Object | None, dry_run: bool = False) -> tuple[str, ...]:
+        """Validate an object that has its defaults, claim the values that it lacks, and return warnings. A dry run does
+        not look whether the values that the client asks for are free, as upstream.
+        """
         strategy, resource = strategy_of(scope.resource), scope.resource
+        claims = self.claims.get((resource.group, resource.kind)) if scope.sub != "status" else None
+        if claims and (wrong := claims.prepare(obj, before)):
+            raise errors.invalid(resource, name(obj), wrong)
         if before is None:
             causes = list(strategy.validate(obj))
+        elif scope.sub == "binding":
+            causes = []
         elif scope.sub == "status":
             causes = list(strategy.validate_status(obj, before))
         else:
             causes = list(strategy.validate_update(obj, before))
-        claims = self.claims.get((resource.group, resource.kind))
-        if claims and not causes:
+        if claims and not causes and not dry_run:
             causes += claims.check(obj)
         if causes:
             raise errors.invalid(resource, name(obj), causes)
@@ -165,7 +178,8 @@ class Objects:
             try:
                 claims.fill(obj)
             except Exhausted as err:
-                raise StatusError(500, "InternalError", str(err), resource=resource, name=name(obj)) from err
+                causes = [Cause("", str(err), "")]
+                raise StatusError(500, "InternalError", f"Internal error occurred: {err}", causes=causes) from err
         return tuple(strategy.warnings(obj, before))
 
     async def _check_namespace(self, scope: Scope) -> None:
@@ -182,8 +196,12 @@ class Objects:
             )
 
     async def create(self, scope: Scope, obj: Object, options: WriteOptions) -> Written:
+        obj, warnings = self._shape(scope.resource, obj, options)
+        with told(lambda: warnings):
+            return await self._create(scope, obj, options, warnings)
+
+    async def _create(self, scope: Scope, obj: Object, options: WriteOptions, warnings: tuple[str, ...]) -> Written:
         resource, strategy = scope.resource, strategy_of(scope.resource)
-        obj, warnings = self._shape(resource, obj, options)
         metadata = obj["metadata"]
         if resource.namespaced:
             if metadata.setdefault("namespace", scope.namespace) != scope.namespace:
@@ -200,10 +218,11 @@ class Objects:
         metadata |= {"uid": str(uuid.uuid4()), "creationTimestamp": timestamp(self.clock())}
         if strategy.generation:
             metadata["generation"] = 1
-        strategy.prepare_create(obj)
         strategy.defaults(obj)
-        warnings += self._check(scope, obj, None)
+        strategy.prepare_create(obj)
+        warnings += self._check(scope, obj, None, options.dry_run)
         obj, _ = self._shape(resource, obj, WriteOptions())
+        strategy.defaults(obj)  # again, as a store that decodes what it was given: what was decided above has defaults
         scope = Scope(resource, scope.namespace, name(obj))
         if options.dry_run:
             if await self.store.get(scope.key):
@@ -233,31 +252,41 @@ class Objects:
 
     async def update(self, scope: Scope, obj: Object, options: WriteOptions) -> Written:
         """Replace the object or its status (PUT). Without a resourceVersion, the update is unconditional."""
+        given = obj
         obj, warnings = self._shape(scope.resource, obj, options)
-        if obj["metadata"].setdefault("name", scope.name) != scope.name:
-            raise errors.bad_request(f"metadata.name: {name(obj)!r} differs from the URL's {scope.name!r}")
+        if name(obj) != scope.name:
+            raise errors.bad_request(
+                f"the name of the object ({name(obj)}) does not match the name on the URL ({scope.name})"
+                if name(obj)
+                else "name must be provided"
+            )
+        if not scope.sub and strategy_of(scope.resource).create_on_update and await self.store.get(scope.key) is None:
+            return await self.create(scope, given, options)
 
         def change(before: Object) -> Object:
             _guard(scope, before, obj)
             fresh: Object = codec.decode(codec.dumps(obj))
             return fresh
 
-        return await self._modify(scope, change, options, warnings)
+        with told(lambda: warnings):
+            return await self._modify(scope, change, options, warnings)
 
     async def patch(self, scope: Scope, kind: str, body: Any, options: WriteOptions) -> Written:
         warnings: tuple[str, ...] = ()
+        node = builtin().kind(scope.resource.api_version, scope.resource.kind)
 
         def change(before: Object) -> Object:
             nonlocal warnings
-            after: Object = patches.apply(kind, before, body)
+            after: Object = patches.apply(kind, before, body, node)
             try:
                 after, warnings = self._shape(scope.resource, codec.decode(codec.dumps(after)), options)
             except StatusError as err:
                 raise errors.invalid_patch(err.message) from err
-            _guard(scope, before, after)
+            _guard(scope, before, after, uids=False)
             return after
 
-        written = await self._modify(scope, change, options, ())
+        with told(lambda: warnings):
+            written = await self._modify(scope, change, options, ())
         return Written(written.raw, (*warnings, *written.warnings))
 
     async def _modify(
@@ -271,24 +300,25 @@ class Objects:
             item = await self.item(scope)
             before = convert.served(resource, load(item))
             after = change(copy.deepcopy(before))
-            self._carry_over(scope, before, after)
             strategy.defaults(after)
-            told = (*warnings, *self._check(scope, after, before))
-            after, _ = self._shape(scope.resource, after, WriteOptions())
+            self._carry_over(scope, before, after)
+            heard = (*warnings, *self._check(scope, after, before, options.dry_run))
+            after, _ = self._shape(resource, after, WriteOptions())
+            strategy.defaults(after)
             if strategy.generation:
                 risen = scope.sub != "status" and strategy.changed(after, before)
                 after["metadata"]["generation"] = int(before["metadata"].get("generation", 1)) + risen
             value = codec.encode(convert.stored(resource, after))
             if codec.decode(value) == codec.decode(item.value):
-                return Written(wire(item, resource), told)
+                return Written(wire(item, resource), heard)
             if options.dry_run:
-                return Written(convert.served_bytes(resource, codec.with_revision(value, item.revision)), told)
+                return Written(convert.served_bytes(resource, codec.with_revision(value, item.revision)), heard)
             try:
                 if _finished(strategy, after):
                     gone = await self.store.delete(scope.key, item.revision)
                     raw = codec.with_revision(value, gone.revision)
-                    return Written(convert.served_bytes(resource, raw), told)
-                return Written(wire(await self._put(scope, value, item.revision, before, after), resource), told)
+                    return Written(convert.served_bytes(resource, raw), heard)
+                return Written(wire(await self._put(scope, value, item.revision, before, after), resource), heard)
             except Conflict:
                 continue
         raise errors.conflict(scope.resource, scope.name, "too many writers at once; try again")
@@ -302,10 +332,36 @@ class Objects:
             metadata.pop(field, None)
             if field in old:
                 metadata[field] = old[field]
+        for field in _IDENTITY:
+            if field in old and not metadata.get(field):
+                metadata[field] = old[field]
         if scope.sub == "status":
             strategy.prepare_status(after, before)
-        elif scope.sub != "finalize":
+        elif scope.sub not in ("finalize", "binding"):
             strategy.prepare_update(after, before)
+
+    async def bind(self, scope: Scope, binding: Any, options: WriteOptions) -> None:
+        """Assign a pod to a node (the subresource pods/binding), once. scope: the pod."""
+        made, _ = self._shape(of("Binding"), binding, options)
+        target = made.get("target") or {}
+        if target.get("kind") not in (None, "", "Node"):
+            raise errors.invalid(of("Binding"), scope.name, [not_supported("target.kind", target["kind"], ("Node",))])
+        if not target.get("name"):
+            raise errors.invalid(of("Binding"), scope.name, [required("target.name")])
+        whole = Scope(scope.resource, scope.namespace, scope.name, "binding")
+        now = timestamp(self.clock())
+
+        def change(before: Object) -> Object:
+            if before["spec"].get("nodeName"):
+                why = f"pod {scope.name} is already assigned to node {before['spec']['nodeName']!r}"
+                raise errors.conflict(scope.resource, scope.name, why)
+            if deleting(before):
+                raise errors.conflict(
+                    scope.resource, scope.name, f"pod {scope.name} is being deleted, cannot be assigned"
+                )
+            return bound(before, made, now)
+
+        await self._modify(whole, change, options, ())
 
     # ---- deleting
 
@@ -349,7 +405,7 @@ class Objects:
             seconds = min(seconds, int(metadata.get("deletionGracePeriodSeconds", 0)))
             if seconds == metadata.get("deletionGracePeriodSeconds"):
                 return obj
-        metadata["deletionTimestamp"] = timestamp(now + seconds)
+        metadata["deletionTimestamp"] = timestamp(min(now + seconds, LAST_MOMENT))
         metadata["deletionGracePeriodSeconds"] = seconds
         strategy.mark_deleted(obj)
         return obj
@@ -384,13 +440,19 @@ def _propagate(obj: Object, options: Object) -> None:
         obj["metadata"]["finalizers"] = [*held, PROPAGATION[policy]]
 
 
-def _guard(scope: Scope, before: Object, after: Object) -> None:
+def _guard(scope: Scope, before: Object, after: Object, uids: bool = True) -> None:
     """Raise a conflict if the client's resourceVersion or uid differs from that of the stored object (optimistic
-    locking). Fields that the client leaves out are not compared.
+    locking). Fields that the client leaves out are not compared. uids: whether the uid is compared: that of a patch is
+    validated as any other field.
     """
+    space = after["metadata"].get("namespace")
+    if space and space != before["metadata"].get("namespace"):
+        raise errors.bad_request(
+            "the namespace of the provided object does not match the namespace sent on the request"
+        )
     if resource_version(after) not in ("", resource_version(before)):
         raise errors.conflict(scope.resource, scope.name)
-    if uid(after) not in ("", uid(before)):
+    if uids and uid(after) not in ("", uid(before)):
         raise errors.conflict(scope.resource, scope.name, f"uid {uid(after)} is of an earlier object of this name")
 
 

@@ -15,7 +15,10 @@ from podwire_base.kube.errors import Cause, StatusError
 from podwire_base.kube.meta import Object
 from podwire_base.kube.registry import Resource
 
-from .. import defaults, validation
+from ..defaults import table as defaults
+from ..rules import meta
+from ..rules import table as rules
+from ..rules.pods import warnings as pod_warnings
 
 Causes = Iterator[Cause]
 
@@ -31,12 +34,13 @@ class Strategy:
 
     def __init__(self, resource: Resource) -> None:
         self.resource = resource
+        self.rules = rules.of(resource.group, resource.kind, resource.version)
 
     # ---- what the server fills in
 
     def defaults(self, obj: Object) -> None:
         """Set the defaults of the kind, on every object that a client sends."""
-        defaults.fill(self.resource.kind, obj)
+        defaults.of(self.resource)(obj)
 
     def prepare_create(self, obj: Object) -> None:
         """Remove what a client may not set at creation, and set what the server decides."""
@@ -72,20 +76,35 @@ class Strategy:
 
     def validate(self, obj: Object) -> Causes:
         """Yield every wrong field of an object that is created."""
-        yield from validation.check(self.resource, obj)
+        yield from meta.check(self.resource, obj)
+        yield from self.rules.create(obj)
 
     def validate_update(self, obj: Object, before: Object) -> Causes:
-        """Yield every wrong field of an update; what `validate` says of the new object included."""
-        causes = list(self.validate(obj))
-        yield from causes or validation.check_update(self.resource, before, obj)
+        """Yield every wrong field of an update. The rules for metadata apply twice, as upstream: once for every kind,
+        and once by the kind's own validation.
+        """
+        yield from meta.check_update(obj, before)
+        yield from meta.check_update(obj, before)
+        yield from meta.qualified_finalizers(obj["metadata"])
+        if self.rules.kept:
+            yield from self.rules.create(obj)
+            if self.rules.whole:
+                yield from meta.check(self.resource, obj)
+        yield from self.rules.update(obj, before)
 
     def validate_status(self, obj: Object, before: Object) -> Causes:
         """Yield every wrong field of a write of /status."""
-        yield from ()
+        yield from meta.check_update(obj, before)
+        yield from meta.check_update(obj, before)
+        yield from self.rules.status(obj, before)
 
     def warnings(self, obj: Object, before: Object | None) -> list[str]:
         """Return what the client should know of an object that is accepted."""
-        return []
+        found = list(self.rules.warnings(obj)) if self.rules.warnings else []
+        again = before is not None and (self.rules.pods == (("spec",),) or not self.changed(obj, before))
+        for path in () if again else self.rules.pods:
+            found += pod_warnings(".".join(path), dig(obj, *path) or {})
+        return found
 
     # ---- deletion
 

@@ -6,8 +6,22 @@ from functools import cache
 
 from podwire_base.kube.registry import Resource
 
+from .apps import DaemonSetStrategy, DefinitionStrategy, DeploymentStrategy, JobStrategy
 from .base import Strategy
-from .core import Counted, Created, DeploymentStrategy, NamespaceStrategy, NodeStrategy, PodStrategy, ServiceStrategy
+from .core import (
+    ClaimStrategy,
+    Counted,
+    CountedCreated,
+    Created,
+    Fixed,
+    NamespaceStrategy,
+    NodeStrategy,
+    PodStrategy,
+    SecretStrategy,
+    ServiceStrategy,
+    SliceStrategy,
+    VolumeStrategy,
+)
 
 _COUNTED = (  # the kinds whose generation counts changes, and that need nothing else
     ("", "PodTemplate"),
@@ -17,14 +31,9 @@ _COUNTED = (  # the kinds whose generation counts changes, and that need nothing
     ("admissionregistration.k8s.io", "ValidatingAdmissionPolicy"),
     ("admissionregistration.k8s.io", "ValidatingAdmissionPolicyBinding"),
     ("admissionregistration.k8s.io", "ValidatingWebhookConfiguration"),
-    ("apiextensions.k8s.io", "CustomResourceDefinition"),
-    ("apps", "DaemonSet"),
     ("apps", "ReplicaSet"),
     ("apps", "StatefulSet"),
-    ("", "ReplicationController"),
     ("batch", "CronJob"),
-    ("batch", "Job"),
-    ("discovery.k8s.io", "EndpointSlice"),
     ("flowcontrol.apiserver.k8s.io", "FlowSchema"),
     ("flowcontrol.apiserver.k8s.io", "PriorityLevelConfiguration"),
     ("networking.k8s.io", "Ingress"),
@@ -33,13 +42,11 @@ _COUNTED = (  # the kinds whose generation counts changes, and that need nothing
     ("policy", "PodDisruptionBudget"),
     ("resource.k8s.io", "DeviceClass"),
     ("resource.k8s.io", "ResourceSlice"),
-    ("scheduling.k8s.io", "PriorityClass"),
 )
 _CREATED = (  # a PUT of an absent object creates it
     ("", "Endpoints"),
     ("", "Event"),
     ("", "LimitRange"),
-    ("", "ReplicationController"),
     ("coordination.k8s.io", "Lease"),
     ("events.k8s.io", "Event"),
     ("rbac.authorization.k8s.io", "ClusterRole"),
@@ -50,11 +57,20 @@ _CREATED = (  # a PUT of an absent object creates it
 STRATEGIES: dict[tuple[str, str], type[Strategy]] = {
     **dict.fromkeys(_COUNTED, Counted),
     **dict.fromkeys(_CREATED, Created),
-    ("apps", "Deployment"): DeploymentStrategy,
     ("", "Namespace"): NamespaceStrategy,
     ("", "Node"): NodeStrategy,
+    ("", "PersistentVolume"): VolumeStrategy,
+    ("", "PersistentVolumeClaim"): ClaimStrategy,
     ("", "Pod"): PodStrategy,
+    ("", "ReplicationController"): CountedCreated,
+    ("", "Secret"): SecretStrategy,
     ("", "Service"): ServiceStrategy,
+    ("apiextensions.k8s.io", "CustomResourceDefinition"): DefinitionStrategy,
+    ("apps", "DaemonSet"): DaemonSetStrategy,
+    ("apps", "Deployment"): DeploymentStrategy,
+    ("batch", "Job"): JobStrategy,
+    ("discovery.k8s.io", "EndpointSlice"): SliceStrategy,
+    ("scheduling.k8s.io", "PriorityClass"): Fixed,
 }
 
 

@@ -108,7 +108,7 @@ def test_pods_of_one_owner_spread() -> None:
         (change,) = nodes.reconcile_schedule(
             f"default/w{n}", snapshot(made, live("n1"), live("n2"), live("n3"), *held), NOW
         )
-        hosts.append(change.obj["spec"]["nodeName"])
+        hosts.append(change.obj["target"]["name"])
         made["spec"]["nodeName"] = hosts[-1]
         held.append(made)
     assert sorted(hosts) == ["n1", "n1", "n2", "n2", "n3", "n3"] and set(hosts[:2]) == {"n1", "n3"}, "least used first"
@@ -132,7 +132,7 @@ def test_selectors_taints_and_tolerations(spec: Object, fits: str) -> None:
     if "nodeSelector" in spec and "disk" in spec["nodeSelector"]:
         rows.append(live("ssd", labels={"disk": "ssd"}))
     change = bind(pod(**spec), *rows)
-    assert (change.obj.get("spec") or {}).get("nodeName", "") == fits
+    assert (change.obj.get("target") or {}).get("name", "") == fits
 
 
 def test_the_reason_counts_the_nodes() -> None:
@@ -151,7 +151,10 @@ def test_the_reason_counts_the_nodes() -> None:
     told["spec"]["nodeSelector"] = {"x": "y"}
     assert nodes.reconcile_schedule("default/p1", snapshot(told, *rows, live("e")), NOW) == [], "said once"
     assert "there are no nodes" in bind(pod()).obj["status"]["conditions"][0]["message"]
-    assert bind(pod(), live("n", taints=[{**TAINT, "effect": "PreferNoSchedule"}])).obj == {"spec": {"nodeName": "n"}}
+    assert bind(pod(), live("n", taints=[{**TAINT, "effect": "PreferNoSchedule"}])).obj["target"] == {
+        "kind": "Node",
+        "name": "n",
+    }
 
 
 @pytest.mark.parametrize(

@@ -139,7 +139,7 @@ def test_resource_version_and_uid_guard_updates() -> None:
         error = await refused(world.update({**first, "spec": {**first["spec"], "replicas": 9}}), 409, "read it again")
         assert error.reason == "Conflict"
         await refused(world.patch("Deployment", "web", {"metadata": {"resourceVersion": version(first)}}), 409)
-        await refused(world.patch("Deployment", "web", {"metadata": {"uid": "other"}}), 409, "earlier object")
+        await refused(world.patch("Deployment", "web", {"metadata": {"uid": "other"}}), 422, "immutable")
         stranger = {**second, "metadata": {**second["metadata"], "uid": "other"}}
         await refused(world.update(stranger), 409, "earlier object")
         del second["metadata"]["resourceVersion"]
@@ -149,7 +149,7 @@ def test_resource_version_and_uid_guard_updates() -> None:
         await refused(
             world.objects.update(world.scope("Deployment", "web"), deployment("other"), _options()),
             400,
-            "metadata.name",
+            "does not match the name on the URL",
         )
 
     in_world(work)

@@ -274,9 +274,11 @@ def test_names_in_answers(shared: Server) -> None:
     for resource in (r for r in RESOURCES if r.storable):
         space = "default" if resource.namespaced else ""
         body = minimal(resource)
-        own = body["metadata"]["name"] = body["metadata"]["name"].replace("x", f"named-{resource.version}", 1)
-        own += "-new" if resource.group == "events.k8s.io" else ""
-        body["metadata"]["name"] = own
+        own = body["metadata"]["name"]
+        if own == "x":  # other names follow a rule of their kind; two versions of one kind share their objects
+            own = body["metadata"]["name"] = (
+                f"named-{resource.version}{'-new' if resource.group == 'events.k8s.io' else ''}"
+            )
         made = shared.good("POST", resource.path(space), body)
         got = shared.good("GET", resource.path(space, own))
         assert got == made and got["kind"] == resource.kind and got["apiVersion"] == resource.api_version

@@ -90,7 +90,7 @@ def test_address_is_immutable_and_says_so() -> None:
             await refused(
                 world.patch("Service", "web", {"spec": {"clusterIP": address}}), 422, "spec.clusterIP", "immutable"
             )
-        await world.create(service("headless", clusterIP="None"))
+        await world.create(service("headless", clusterIP="None", selector={"a": "b"}))
         await refused(world.patch("Service", "headless", {"spec": {"clusterIP": "10.96.0.22"}}), 422, "immutable")
         await refused(world.patch("Service", "headless", {"spec": {"type": "NodePort"}}), 422, "headless")
 
@@ -102,9 +102,9 @@ def test_address_is_immutable_and_says_so() -> None:
     [
         ({"clusterIP": "10.96.0.5"}, ("spec.clusterIP", "taken by Service default/web", "leave it empty")),
         ({"clusterIP": "10.96.0.0"}, ("spec.clusterIP", "network or broadcast")),
-        ({"clusterIP": "fd00::1"}, ("spec.clusterIP", "outside the Service range")),
-        ({"clusterIPs": ["10.96.0.5"]}, ("spec.clusterIP", "taken")),
-        ({"clusterIP": "10.96.0.6", "clusterIPs": ["10.96.0.7"]}, ("spec.clusterIPs[0]", "give one of the two")),
+        ({"clusterIP": "fd00::1"}, ("spec.clusterIPs[0]", "not configured")),
+        ({"clusterIPs": ["10.96.0.5"]}, ("spec.clusterIP", "must be set")),
+        ({"clusterIP": "10.96.0.6", "clusterIPs": ["10.96.0.7"]}, ("spec.clusterIPs", "first value must match")),
         (
             {"type": "NodePort", "ports": [{"port": 1, "nodePort": 30001}]},
             ("spec.ports[0].nodePort", "taken by Service default/"),
@@ -114,10 +114,10 @@ def test_address_is_immutable_and_says_so() -> None:
                 "type": "NodePort",
                 "ports": [{"name": "a", "port": 1, "nodePort": 30002}, {"name": "b", "port": 2, "nodePort": 30002}],
             },
-            ("spec.ports[1].nodePort", "twice"),
+            ("spec.ports[1].nodePort", "Duplicate"),
         ),
-        ({"ports": [{"port": 1, "nodePort": 30003}]}, ("spec.ports[0].nodePort", "NodePort or LoadBalancer")),
-        ({"ipFamilies": ["IPv6"]}, ("spec.ipFamilies[0]", "IPv4")),
+        ({"ports": [{"port": 1, "nodePort": 30003}]}, ("spec.ports[0].nodePort", "may not be used")),
+        ({"ipFamilies": ["IPv6"]}, ("spec.ipFamilies[0]", "not configured")),
     ],
 )
 def test_taken_and_impossible_requests(spec: Object, words: tuple[str, ...]) -> None:
@@ -142,6 +142,32 @@ def test_same_node_port_for_tcp_and_udp() -> None:
             )
         )
         assert {p["nodePort"] for p in made["spec"]["ports"]} == {30001}
+
+    in_world(work)
+
+
+def test_one_node_port_for_both_protocols_of_a_port_and_none_for_two_services() -> None:
+    both = [{"name": "t", "port": 53}, {"name": "u", "port": 53, "protocol": "UDP"}, {"name": "h", "port": 80}]
+
+    async def work(world: World) -> None:
+        made = await world.create(service(type="NodePort", ports=both))
+        first, second, third = (p["nodePort"] for p in made["spec"]["ports"])
+        assert first == second != third
+        taken = [{"port": 9, "protocol": "SCTP", "nodePort": first}]
+        await refused(world.create(service("other", type="NodePort", ports=taken)), 422, "taken by Service default/web")
+
+    in_world(work)
+
+
+def test_the_port_of_a_health_check_is_given_kept_and_released() -> None:
+    async def work(world: World) -> None:
+        made = await world.create(service(type="LoadBalancer", externalTrafficPolicy="Local"))
+        port = made["spec"]["healthCheckNodePort"]
+        assert port in world.allocator.ports and port != made["spec"]["ports"][0]["nodePort"]
+        again = await world.update(service(type="LoadBalancer", externalTrafficPolicy="Local", selector={"a": "b"}))
+        assert again["spec"]["healthCheckNodePort"] == port
+        after = await world.patch("Service", "web", {"spec": {"externalTrafficPolicy": "Cluster"}})
+        assert "healthCheckNodePort" not in after["spec"] and port not in world.allocator.ports
 
     in_world(work)
 
@@ -212,7 +238,7 @@ def test_no_sequence_hands_a_value_out_twice(steps: list[tuple[str, str, int | N
         ports = [p["nodePort"] for o in found for p in o["spec"]["ports"] if p.get("nodePort")]
         assert len(addresses) == len(set(addresses)) and len(ports) == len(set(ports))
         assert sorted(world.allocator.addresses) == sorted(addresses)
-        assert sorted(n for _, n in world.allocator.ports) == sorted(ports)
+        assert sorted(world.allocator.ports) == sorted(ports)
 
     in_world_small(work)
 

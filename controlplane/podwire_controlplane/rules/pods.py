@@ -1,0 +1,488 @@
+"""Validation of pods and pod templates, and of what an update of a pod may change (pkg/apis/core/validation)."""
+
+from __future__ import annotations
+
+import copy
+import re
+from typing import Any
+
+from podwire_base.kube import quantity
+from podwire_base.kube.meta import Object
+
+from . import containers, fields, meta, resources, volumes
+from .fields import Causes, all_invalid, duplicate, forbidden, invalid, not_supported, one_of, required
+
+RESTART = ("Always", "Never", "OnFailure")
+DNS = ("ClusterFirst", "ClusterFirstWithHostNet", "Default", "None")
+EFFECTS = ("NoExecute", "NoSchedule", "PreferNoSchedule")
+_SPREAD = ("DoNotSchedule", "ScheduleAnyway")
+_PART = r"[a-z0-9](?:[-_a-z0-9]*[a-z0-9])?"
+_SYSCTL = re.compile(rf"(?:{_PART}[./])*{_PART}")
+_MAX_NAMESERVERS, _MAX_SEARCHES, _MAX_SEARCH_CHARS = 3, 32, 2048
+_REQUIRED, _PREFERRED = (
+    "requiredDuringSchedulingIgnoredDuringExecution",
+    "preferredDuringSchedulingIgnoredDuringExecution",
+)
+
+
+# ---- scheduling
+
+
+def node_requirement(path: str, term: Object, form: Any = fields.qualified) -> Causes:
+    operator, values = term.get("operator"), term.get("values") or []
+    if operator in ("In", "NotIn"):
+        if not values:
+            yield required(f"{path}.values", "must be specified when `operator` is 'In' or 'NotIn'")
+    elif operator in ("Exists", "DoesNotExist"):
+        if values:
+            yield forbidden(f"{path}.values", "may not be specified when `operator` is 'Exists' or 'DoesNotExist'")
+    elif operator in ("Gt", "Lt"):
+        if len(values) != 1:
+            yield required(f"{path}.values", "must be specified single value when `operator` is 'Lt' or 'Gt'")
+    else:
+        yield invalid(f"{path}.operator", operator, "not a valid selector operator")
+    yield from all_invalid(f"{path}.key", term.get("key") or "", form(term.get("key") or ""))
+
+
+def _field_requirement(path: str, term: Object) -> Causes:
+    operator, values = term.get("operator"), term.get("values") or []
+    if operator in ("In", "NotIn"):
+        if len(values) != 1:
+            yield required(
+                f"{path}.values", "must be only one value when `operator` is 'In' or 'NotIn' for node field selector"
+            )
+    else:
+        yield invalid(f"{path}.operator", operator, "not a valid selector operator")
+    if term.get("key") != "metadata.name":
+        yield invalid(f"{path}.key", term.get("key"), "not a valid field selector key")
+    else:
+        for n, value in enumerate(values):
+            yield from all_invalid(f"{path}.values[{n}]", value, fields.subdomain(value))
+
+
+def node_term(path: str, term: Object) -> Causes:
+    for n, one in enumerate(term.get("matchExpressions") or []):
+        yield from node_requirement(f"{path}.matchExpressions[{n}]", one)
+    for n, one in enumerate(term.get("matchFields") or []):
+        yield from _field_requirement(f"{path}.matchFields[{n}]", one)
+
+
+def node_selector(path: str, selector: Object) -> Causes:
+    terms = selector.get("nodeSelectorTerms") or []
+    if not terms:
+        yield required(f"{path}.nodeSelectorTerms", "must have at least one node selector term")
+    for n, term in enumerate(terms):
+        yield from node_term(f"{path}.nodeSelectorTerms[{n}]", term)
+
+
+def _weight(path: str, value: Any) -> Causes:
+    if not 1 <= (value or 0) <= 100:
+        yield invalid(f"{path}.weight", value, "must be in the range 1-100")
+
+
+def _pod_term(path: str, term: Object) -> Causes:
+    yield from meta.label_selector(f"{path}.labelSelector", term.get("labelSelector"))
+    yield from meta.label_selector(f"{path}.namespaceSelector", term.get("namespaceSelector"))
+    for name in term.get("namespaces") or []:
+        yield from all_invalid(f"{path}.namespace", name, fields.label(name))
+    key = term.get("topologyKey") or ""
+    if not key:
+        yield required(f"{path}.topologyKey", "can not be empty")
+    yield from all_invalid(f"{path}.topologyKey", key, fields.qualified(key))
+
+
+def affinity(path: str, found: Object | None) -> Causes:
+    if found is None:
+        return
+    if (node := found.get("nodeAffinity")) is not None:
+        if (selector := node.get(_REQUIRED)) is not None:
+            yield from node_selector(f"{path}.nodeAffinity.{_REQUIRED}", selector)
+        for n, term in enumerate(node.get(_PREFERRED) or []):
+            yield from _weight(f"{path}.nodeAffinity.{_PREFERRED}[{n}]", term.get("weight"))
+            yield from node_term(f"{path}.nodeAffinity.{_PREFERRED}[{n}].preference", term.get("preference") or {})
+    for kind in ("podAffinity", "podAntiAffinity"):
+        part = found.get(kind) or {}
+        for n, term in enumerate(part.get(_REQUIRED) or []):
+            yield from _pod_term(f"{path}.{kind}.{_REQUIRED}[{n}]", term)
+        for n, term in enumerate(part.get(_PREFERRED) or []):
+            yield from _weight(f"{path}.{kind}.{_PREFERRED}[{n}]", term.get("weight"))
+            yield from _pod_term(f"{path}.{kind}.{_PREFERRED}[{n}].podAffinityTerm", term.get("podAffinityTerm") or {})
+
+
+def tolerations(path: str, found: list[Object]) -> Causes:
+    for n, one in enumerate(found):
+        where, key, operator = f"{path}[{n}]", one.get("key") or "", one.get("operator") or ""
+        if key:
+            yield from all_invalid(f"{where}.key", key, fields.qualified(key))
+        if not key and operator != "Exists":
+            yield invalid(f"{where}.operator", operator, "operator must be Exists when `key` is empty")
+        if one.get("tolerationSeconds") is not None and one.get("effect") != "NoExecute":
+            yield invalid(
+                f"{where}.effect", one.get("effect"), "effect must be 'NoExecute' when `tolerationSeconds` is set"
+            )
+        if operator in ("", "Equal"):
+            yield from all_invalid(
+                f"{where}.operator", one.get("value"), fields.label_value(one.get("value") or "")[:1]
+            )
+        elif operator == "Exists":
+            if one.get("value"):
+                yield invalid(f"{where}.operator", one["value"], "value must be empty when `operator` is 'Exists'")
+        else:
+            yield not_supported(f"{where}.operator", operator, ("Equal", "Exists"))
+        if one.get("effect"):
+            yield from one_of(f"{where}.effect", one["effect"], EFFECTS)
+
+
+def spread(path: str, found: list[Object]) -> Causes:
+    pairs = [(c.get("topologyKey"), c.get("whenUnsatisfiable")) for c in found]
+    for n, one in enumerate(found):
+        where, key, when = f"{path}[{n}]", one.get("topologyKey") or "", one.get("whenUnsatisfiable")
+        if (one.get("maxSkew") or 0) <= 0:
+            yield invalid(f"{where}.maxSkew", one.get("maxSkew"), "must be greater than zero")
+        if not key:
+            yield required(f"{where}.topologyKey", "can not be empty")
+        else:
+            yield from all_invalid(f"{where}.topologyKey", key, fields.qualified(key))
+        yield from one_of(f"{where}.whenUnsatisfiable", when, _SPREAD)
+        if pairs[n] in pairs[n + 1 :]:
+            yield duplicate(f"{where}.{{topologyKey, whenUnsatisfiable}}", f"{{{key}, {when}}}")
+        if (minimum := one.get("minDomains")) is not None:
+            if minimum <= 0:
+                yield invalid(f"{where}.minDomains", minimum, "must be greater than zero")
+            if when != "DoNotSchedule":
+                yield invalid(
+                    f"{where}.minDomains", minimum, "can only use minDomains if whenUnsatisfiable=DoNotSchedule"
+                )
+        for name in ("nodeAffinityPolicy", "nodeTaintsPolicy"):
+            if one.get(name) is not None:
+                yield from one_of(f"{where}.{name}", one[name], ("Honor", "Ignore"))
+        yield from meta.label_selector(f"{where}.labelSelector", one.get("labelSelector"))
+
+
+def _gates(path: str, spec: Object) -> Causes:
+    seen: set[str] = set()
+    for n, gate in enumerate(spec.get("schedulingGates") or []):
+        own = gate.get("name") or ""
+        yield from all_invalid(f"{path}.schedulingGates[{n}]", own, fields.qualified(own))
+        if own in seen:
+            yield duplicate(f"{path}.schedulingGates[{n}]", own)
+        seen.add(own)
+
+
+# ---- the pod
+
+
+def _dns(path: str, spec: Object) -> Causes:
+    config = spec.get("dnsConfig")
+    yield from one_of(f"{path}.dnsPolicy", spec.get("dnsPolicy") or "", DNS)
+    servers = (config or {}).get("nameservers") or []
+    if spec.get("dnsPolicy") == "None" and not servers:
+        where = f"{path}.dnsConfig" + (".nameservers" if config is not None else "")
+        yield required(where, "must provide at least one DNS nameserver when `dnsPolicy` is None")
+    if config is None:
+        return
+    if len(servers) > _MAX_NAMESERVERS:
+        yield invalid(
+            f"{path}.dnsConfig.nameservers", servers, f"must not have more than {_MAX_NAMESERVERS} nameservers"
+        )
+    for n, server in enumerate(servers):
+        yield from all_invalid(f"{path}.dnsConfig.nameservers[{n}]", server, fields.ip(server))
+    searches = config.get("searches") or []
+    if len(searches) > _MAX_SEARCHES:
+        yield invalid(f"{path}.dnsConfig.searches", searches, f"must not have more than {_MAX_SEARCHES} search paths")
+    if len(" ".join(searches)) > _MAX_SEARCH_CHARS:
+        yield invalid(f"{path}.dnsConfig.searches", searches, f"must not have more than {_MAX_SEARCH_CHARS} characters")
+    for n, search in enumerate(searches):
+        plain = search.removesuffix(".") if search != "." else "a"
+        yield from all_invalid(f"{path}.dnsConfig.searches[{n}]", search, fields.subdomain(plain.replace("_", "a")))
+    for n, option in enumerate(config.get("options") or []):
+        if not option.get("name"):
+            yield required(f"{path}.dnsConfig.options[{n}]", "must not be empty")
+
+
+def _security(path: str, spec: Object) -> Causes:
+    context = spec.get("securityContext") or {}
+    for name in ("fsGroup", "runAsUser", "runAsGroup"):
+        value = context.get(name)
+        if value is not None and not 0 <= value <= 2**31 - 1:
+            yield invalid(f"{path}.{name}", value, "must be between 0 and 2147483647, inclusive")
+    for n, group in enumerate(context.get("supplementalGroups") or []):
+        if not 0 <= group <= 2**31 - 1:
+            yield invalid(f"{path}.supplementalGroups[{n}]", group, "must be between 0 and 2147483647, inclusive")
+    names: set[str] = set()
+    for n, one in enumerate(context.get("sysctls") or []):
+        own = one.get("name") or ""
+        where = f"{path}.sysctls[{n}].name"
+        if not own:
+            yield required(where)
+        elif not _sysctl(own):
+            yield invalid(where, own, "must have at most 253 characters and match a kernel parameter's name")
+        elif own in names:
+            yield duplicate(where, own)
+        names.add(own)
+    if context.get("fsGroupChangePolicy") is not None:
+        yield from one_of(f"{path}.fsGroupChangePolicy", context["fsGroupChangePolicy"], ("Always", "OnRootMismatch"))
+    yield from containers.seccomp(path, context.get("seccompProfile"))
+    yield from containers.seccomp(path, context.get("appArmorProfile"), "appArmorProfile")
+
+
+def _sysctl(name: str) -> bool:
+    return len(name) <= 253 and _SYSCTL.fullmatch(name) is not None
+
+
+def _names(path: str, spec: Object) -> Causes:
+    for name, form in (("nodeName", fields.subdomain), ("serviceAccountName", fields.subdomain),
+                       ("hostname", fields.label), ("subdomain", fields.label), ("runtimeClassName", fields.subdomain),
+                       ("priorityClassName", fields.subdomain)):  # fmt: skip
+        if spec.get(name):
+            yield from all_invalid(f"{path}.{name}", spec[name], form(spec[name]))
+
+
+def _host_aliases(path: str, found: list[Object]) -> Causes:
+    for n, alias in enumerate(found):
+        yield from all_invalid(f"{path}[{n}].ip", alias.get("ip"), fields.ip(alias.get("ip") or ""))
+        for name in alias.get("hostnames") or []:
+            yield from all_invalid(f"{path}[{n}].hostnames", name, fields.subdomain(name))
+
+
+def _resources(path: str, spec: Object) -> Causes:
+    for name, text in (spec.get("overhead") or {}).items():
+        yield from resources.amount(f"{path}.overhead", name, text)
+    claims: set[str] = set()
+    for n, claim in enumerate(spec.get("resourceClaims") or []):
+        where, own = f"{path}.resourceClaims[{n}]", claim.get("name") or ""
+        if own in claims:
+            yield duplicate(f"{where}.name", own)
+        elif not own:
+            yield required(f"{where}.name")
+        else:
+            yield from all_invalid(f"{where}.name", own, fields.label(own))
+        claims.add(own)
+        given = [k for k in ("resourceClaimName", "resourceClaimTemplateName") if claim.get(k) is not None]
+        if len(given) != 1:
+            yield invalid(where, claim, "must specify exactly one of: `resourceClaimName`, `resourceClaimTemplateName`")
+
+
+def pod_spec(path: str, spec: Object) -> Causes:
+    """Everything that a pod and a template share."""
+    known: dict[str, Object] = {}
+    claims = {c.get("name") or "" for c in spec.get("resourceClaims") or []}
+    yield from volumes.volumes(f"{path}.volumes", spec.get("volumes") or [], known)
+    yield from _resources(path, spec)
+    yield from containers.spec_containers(path, spec, known, claims)
+    yield from one_of(f"{path}.restartPolicy", spec.get("restartPolicy") or "", RESTART)
+    yield from _dns(path, spec)
+    yield from meta.check_labels(f"{path}.nodeSelector", spec.get("nodeSelector"))
+    yield from _security(f"{path}.securityContext", spec)
+    yield from affinity(f"{path}.affinity", spec.get("affinity"))
+    yield from _names(path, spec)
+    yield from tolerations(f"{path}.tolerations", spec.get("tolerations") or [])
+    yield from spread(f"{path}.topologySpreadConstraints", spec.get("topologySpreadConstraints") or [])
+    yield from _host_aliases(f"{path}.hostAliases", spec.get("hostAliases") or [])
+    for n, gate in enumerate(spec.get("readinessGates") or []):
+        kind = gate.get("conditionType") or ""
+        yield from all_invalid(f"{path}.readinessGates[{n}].conditionType", kind, fields.qualified(kind))
+    yield from _gates(path, spec)
+    deadline = spec.get("activeDeadlineSeconds")
+    if deadline is not None and not 1 <= deadline <= 2**31 - 1:
+        yield invalid(f"{path}.activeDeadlineSeconds", deadline, "must be between 1 and 2147483647, inclusive")
+    if spec.get("preemptionPolicy") not in (None, "PreemptLowerPriority", "Never"):
+        yield not_supported(f"{path}.preemptionPolicy", spec["preemptionPolicy"], ("Never", "PreemptLowerPriority"))
+    yield from _operating_system(path, spec)
+
+
+def _operating_system(path: str, spec: Object) -> Causes:
+    if spec.get("os") is not None:
+        name = spec["os"].get("name") or ""
+        if not name:
+            yield required(f"{path}.os.name", "cannot be empty")
+        else:
+            yield from one_of(f"{path}.os.name", name, ("linux", "windows"))
+    if spec.get("shareProcessNamespace") and spec.get("hostPID"):
+        yield invalid(f"{path}.shareProcessNamespace", True, "ShareProcessNamespace and HostPID cannot both be enabled")
+    if spec.get("hostUsers") is False:
+        for name in ("hostNetwork", "hostPID", "hostIPC"):
+            if spec.get(name):
+                yield forbidden(f"{path}.hostUsers", f"when `{name}` is true")
+
+
+def template(path: str, obj: Object) -> Causes:
+    metadata = obj.get("metadata") or {}
+    yield from meta.check_labels(f"{path}.labels", metadata.get("labels"))
+    yield from meta.check_annotations(f"{path}.annotations", metadata.get("annotations"))
+    yield from pod_spec(f"{path}.spec", obj.get("spec") or {})
+    if (obj.get("spec") or {}).get("ephemeralContainers"):
+        yield forbidden(f"{path}.spec.ephemeralContainers", "ephemeral containers not allowed in pod template")
+
+
+def create(obj: Object) -> Causes:
+    spec = obj["spec"]
+    yield from pod_spec("spec", spec)
+    if spec.get("ephemeralContainers"):
+        yield forbidden("spec.ephemeralContainers", "cannot be set on create")
+    if spec.get("nodeName") and spec.get("schedulingGates"):
+        yield forbidden("spec.nodeName", "cannot be set until all schedulingGates have been cleared")
+    yield from resources.requirements("spec.resources", spec.get("resources"), set())
+
+
+# ---- updates
+
+
+def update(obj: Object, before: Object) -> Causes:
+    """Yield what an update of a pod may not change: all but images, tolerations that are added, a shorter deadline, and
+    gates that are removed. Of a gated pod, also where it may run.
+    """
+    new, old = copy.deepcopy(obj["spec"]), before["spec"]
+    stop = False
+    for kind, path in (("containers", "spec.containers"), ("initContainers", "spec.initContainers")):
+        ours, theirs = new.get(kind) or [], old.get(kind) or []
+        if len(ours) != len(theirs):
+            yield forbidden(path, "pod updates may not add or remove containers")
+            stop = True
+            continue
+        for n, one in enumerate(ours):
+            image = one.get("image") or ""
+            if image.strip() != image or not image:
+                yield invalid(f"{path}[{n}].image", image, "must not be empty, nor have leading or trailing whitespace")
+    if stop:
+        return
+    yield from _gate_changes(new, old)
+    yield from _toleration_changes(new, old)
+    yield from _deadline(new, old)
+    _adopt(new, old)
+    if new != old:
+        allowed = "`spec.containers[*].image`, `spec.initContainers[*].image`, `spec.activeDeadlineSeconds`"
+        yield forbidden(
+            "spec", f"pod updates may not change fields other than {allowed} or `spec.tolerations` (only additions)"
+        )
+
+
+def _adopt(new: Object, old: Object) -> None:
+    """Make equal what an update may change."""
+    for kind in ("containers", "initContainers"):
+        for one, former in zip(new.get(kind) or [], old.get(kind) or [], strict=True):
+            one["image"] = former.get("image")
+    for name in ("activeDeadlineSeconds", "tolerations", "schedulingGates"):
+        new.pop(name, None)
+        if name in old:
+            new[name] = old[name]
+    if old.get("schedulingGates"):
+        for name in ("nodeSelector", "affinity"):
+            new.pop(name, None)
+            if name in old:
+                new[name] = old[name]
+    if new.get("terminationGracePeriodSeconds") == 1 and (old.get("terminationGracePeriodSeconds") or 0) < 0:
+        new["terminationGracePeriodSeconds"] = old["terminationGracePeriodSeconds"]
+
+
+def _gate_changes(new: Object, old: Object) -> Causes:
+    held = [g.get("name") for g in old.get("schedulingGates") or []]
+    for n, gate in enumerate(new.get("schedulingGates") or []):
+        if gate.get("name") not in held:
+            yield forbidden(
+                f"spec.schedulingGates[{n}].name", "only deletion is allowed, but found new scheduling gate"
+            )
+
+
+def _toleration_changes(new: Object, old: Object) -> Causes:
+    def same(one: Object, other: Object) -> bool:
+        return all(one.get(f) == other.get(f) for f in ("key", "operator", "value", "effect"))
+
+    kept = new.get("tolerations") or []
+    for one in old.get("tolerations") or []:
+        if not any(same(one, other) for other in kept) and new.get("nodeName"):
+            yield forbidden("spec.tolerations", "existing toleration can not be modified except its tolerationSeconds")
+            return
+    if kept != (old.get("tolerations") or []):
+        yield from tolerations("spec.tolerations", kept)
+
+
+def _deadline(new: Object, old: Object) -> Causes:
+    ours, theirs = new.get("activeDeadlineSeconds"), old.get("activeDeadlineSeconds")
+    if ours is None:
+        if theirs is not None:
+            yield invalid("spec.activeDeadlineSeconds", None, "must not update from a positive integer to nil value")
+    elif not 0 <= ours <= 2**31 - 1:
+        yield invalid("spec.activeDeadlineSeconds", ours, "must be between 0 and 2147483647, inclusive")
+    elif theirs is not None and theirs < ours:
+        yield invalid("spec.activeDeadlineSeconds", ours, "must be less than or equal to previous value")
+
+
+# ---- warnings
+
+
+def warnings(path: str, spec: Object) -> list[str]:
+    """What a client should know of a pod or template (pkg/api/pod/warnings.go)."""
+    found: list[str] = []
+    for n, one in enumerate(spec.get("volumes") or []):
+        found += _volume_warnings(f"{path}.volumes[{n}]", one)
+    for key in spec.get("nodeSelector") or {}:
+        if key in _OLD_LABELS:
+            found.append(f"{path}.nodeSelector[{key}]: {_OLD_LABELS[key]}")
+    for n, one in enumerate(spec.get("topologySpreadConstraints") or []):
+        if one.get("labelSelector") is None:
+            found.append(
+                f"{path}.topologySpreadConstraints[{n}].labelSelector: a null labelSelector results in matching no pod"
+            )
+    for n, secret in enumerate(spec.get("imagePullSecrets") or []):
+        if not secret.get("name"):
+            found.append(f'{path}.imagePullSecrets[{n}].name: invalid empty name ""')
+    for kind in ("initContainers", "containers"):
+        for n, one in enumerate(spec.get(kind) or []):
+            found += _container_warnings(f"{path}.{kind}[{n}]", one)
+    return found
+
+
+_OLD_LABELS = {
+    "beta.kubernetes.io/arch": 'deprecated since v1.14; use "kubernetes.io/arch" instead',
+    "beta.kubernetes.io/os": 'deprecated since v1.14; use "kubernetes.io/os" instead',
+    "failure-domain.beta.kubernetes.io/region": 'deprecated since v1.17; use "topology.kubernetes.io/region" instead',
+    "failure-domain.beta.kubernetes.io/zone": 'deprecated since v1.17; use "topology.kubernetes.io/zone" instead',
+    "beta.kubernetes.io/instance-type": 'deprecated since v1.17; use "node.kubernetes.io/instance-type" instead',
+}
+_OLD_VOLUMES = {
+    "gitRepo": "deprecated in v1.11",
+    "scaleIO": "deprecated in v1.16, non-functional in v1.22+",
+    "flocker": "deprecated in v1.22, non-functional in v1.25+",
+    "storageos": "deprecated in v1.22, non-functional in v1.25+",
+    "quobyte": "deprecated in v1.22, non-functional in v1.25+",
+    "glusterfs": "deprecated in v1.25, non-functional in v1.26+",
+    "cephfs": "deprecated in v1.28, non-functional in v1.31+",
+    "rbd": "deprecated in v1.28, non-functional in v1.31+",
+}
+
+
+def _volume_warnings(path: str, one: Object) -> list[str]:
+    found = [f"{path}.{kind}: {why}" for kind, why in _OLD_VOLUMES.items() if one.get(kind) is not None]
+    projected = one.get("projected")
+    if projected is not None and not any(any(s.values()) for s in projected.get("sources") or []):
+        found.append(f'volume "{one.get("name")}" (Projected) has no sources provided')
+    return found
+
+
+def _container_warnings(path: str, one: Object) -> list[str]:
+    found: list[str] = []
+    names: set[str] = set()
+    for n, env in enumerate(one.get("env") or []):
+        own = env.get("name") or ""
+        if own in names:
+            found.append(
+                f'{path}.env[{n}]: hides previous definition of "{own}", which may be dropped when using apply'
+            )
+        names.add(own)
+    ports: dict[Any, int] = {}
+    for n, port in enumerate(one.get("ports") or []):
+        key = (port.get("containerPort"), port.get("protocol"), port.get("hostPort") or 0, port.get("hostIP") or "")
+        if key in ports:
+            found.append(f"{path}.ports[{n}]: duplicate port definition with {path}.ports[{ports[key]}]")
+        ports.setdefault(key, n)
+        if port.get("hostIP") and not port.get("hostPort"):
+            shown = f"Name:{port.get('name', '')} HostPort:0 ContainerPort:{port.get('containerPort')}"
+            shown += f" Protocol:{port.get('protocol')} HostIP:{port['hostIP']}"
+            found.append(f"{path}.ports[{n}]: hostIP set without hostPort: {{{shown}}}")
+    requests = (one.get("resources") or {}).get("requests") or {}
+    for name in ("memory", "ephemeral-storage"):
+        if name in requests and quantity.parse(requests[name]).denominator != 1:
+            text = f'fractional byte value "{requests[name]}" is invalid, must be an integer'
+            found.append(f"{path}.resources.requests[{name}]: {text}")
+    return found
