@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+from datetime import UTC, datetime
 from typing import Any
 
 import click
 
+from podwire_base.kube import table
 from podwire_base.kube.client.http import ApiClient
 from podwire_base.kube.conditions import condition, is_true
 from podwire_base.kube.meta import Object, key, name
-from podwire_base.kube.table import COLUMNS
+from podwire_base.kube.registry import of
 from podwire_base.role.supervisor import read_state
 from podwire_node.kubelet import ROLES
 
@@ -21,8 +23,9 @@ from .common import kubeconfig_option, make_table, out, print_table, with_api
 
 
 def _row(kind: str, obj: Object, *titles: str) -> list[str]:
-    cells = {c.title: c.cell for c in COLUMNS[kind]}
-    return [str(cells[t](obj)) for t in titles]
+    now = datetime.now(UTC)
+    cells = {column.title: column for column in table.columns(of(kind))}
+    return [str(cells[title].value(obj, now)) for title in titles]
 
 
 def summary(nodes: list[Object], pods: list[Object], services: list[Object], slices: list[Object]) -> Object:

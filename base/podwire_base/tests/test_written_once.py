@@ -212,9 +212,9 @@ ROLE_HALF = [
         {"base/podwire_base/kube/events.py": 1},
         'told = {"kind": "Event", "involvedObject": {}}',
         {
-            "base/podwire_base/kube/table.py": "it reads the key for a column",
             "app/podwire/explain/catalogue.py": "it reads which object an Event is about",
             "controlplane/podwire_controlplane/rules/core.py": "the rule for the field",
+            "base/podwire_base/kube/columns.py": "it reads the key for a column",
             "controlplane/podwire_controlplane/convert.py": "the names of the fields in both versions of an Event",
             "base/podwire_base/testing/builders.py": "the least object of each kind, for tests",
         },
