@@ -24,7 +24,8 @@ class AgentConfig:
     that has `address`, or else the link of the default route. conf_dir: the directory in which container runtimes look
     for the conflist. corefile, proxy_config: a CoreDNS Corefile and a KubeProxyConfiguration with settings. sets:
     values for single fields of the roles' Configs (settings.py); they override all other settings. no_pods: network
-    namespaces that are no pod's: the machine's, and those of other nodes.
+    namespaces that are no pod's: the machine's, and those of other nodes; a directory stands for its files.
+    more_addresses: further InternalIPs of the node (with pods).
     """
 
     node_name: str
@@ -49,6 +50,7 @@ class AgentConfig:
     proxy_config: Path | None = None
     sets: tuple[tuple[str, str, str], ...] = ()
     no_pods: tuple[str, ...] = ()
+    more_addresses: tuple[str, ...] = ()
 
 
 def dns_config(config: AgentConfig) -> object:
@@ -198,6 +200,7 @@ def _node(config: AgentConfig) -> None:
             cni_bin_dir(),
             tuple(pause_command()),
             config.labels,
+            config.more_addresses,
         )
     )
 

@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "cleanup": ("podwire.commands.explain", "cleanup", "Remove the Service proxy's rules from a node."),
     "node": ("podwire.commands.pods", "node", "Run a command in a node of the cluster on this machine."),
     "list": ("podwire.commands.cluster", "list_", "The clusters on this machine."),
+    "nodes": ("podwire.commands.nodes", "nodes", "List, add, stop, start, cordon and remove nodes of a cluster."),
     "kubeconfig": ("podwire.commands.cluster", "kubeconfig", "Print or merge the cluster's kubeconfig; add users."),
     "init": ("podwire.commands.join", "init", "Make a cluster's certificates on its first machine."),
     "join": ("podwire.commands.join", "join", "Make this machine a node of a cluster."),

@@ -13,7 +13,7 @@ import ctypes
 import gc
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -148,6 +148,8 @@ class Agent:
         self._refused: list[str] = []
         self._host_ports = ""  # the text of the file
         self._young = hostlocal.Young()
+        self._nodes: set[str] = set()
+        self.on_nodes: Callable[[], None] = lambda: None  # is called when a Node came or went
         self._rival = ""  # the file that the runtime reads instead of the conflist
 
     def restore(self) -> None:
@@ -160,6 +162,9 @@ class Agent:
         """Make the kernel's state match the Nodes. Returns False if the kernel refused routes. Raises OSError or
         CNIError if the kernel refused another change; then call `sync` again later.
         """
+        if objects.keys() != self._nodes:
+            self._nodes = set(objects)
+            self.on_nodes()
         cluster = routes.view(objects, self.config.node_name)
         me = objects.get(self.config.node_name)
         cidrs = [] if me is None else routes.pod_cidrs(me)
@@ -418,6 +423,7 @@ def run(config: WiringConfig) -> None:
             log.warn("cannot restore the last state", error=str(err))
         listener = Listener(config.socket, agent.plugin, kernel.node_fd, known_netns(config.no_pods))
         stack.callback(listener.close)
+        agent.on_nodes = lambda: listener.knows(known_netns(config.no_pods))
         agent.status.update(ready=agent.node is not None, message="starting", reason="Starting")
         # Imported modules stay in memory, so the garbage collector must not traverse them while a pod waits.
         gc.collect()

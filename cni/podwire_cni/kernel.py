@@ -59,12 +59,13 @@ def netns_id(fd: int) -> tuple[int, int]:
 
 def known_netns(paths: Iterable[str]) -> dict[tuple[int, int], str]:
     """Returns the id of each network namespace -> its path. The namespace of process 1 is always one of them: it is the
-    machine's. Paths that cannot be read are left out.
+    machine's. A directory stands for the files in it. Paths that cannot be read are left out.
     """
     found: dict[tuple[int, int], str] = {}
     for path in ("/proc/1/ns/net", *paths):
         with contextlib.suppress(OSError):
-            found[(at := os.stat(path)).st_dev, at.st_ino] = path
+            for file in (entry.path for entry in os.scandir(path)) if Path(path).is_dir() else (path,):
+                found[(at := os.stat(file)).st_dev, at.st_ino] = file
     return found
 
 

@@ -83,6 +83,10 @@ class Listener:
             else:
                 self._serve(caller)
 
+    def knows(self, no_pods: Mapping[tuple[int, int], str]) -> None:
+        """Replace the network namespaces that are no pod's: there are more nodes now, or fewer."""
+        self._no_pods = no_pods
+
     def _serve(self, caller: Caller) -> None:
         began = time.monotonic()
         try:

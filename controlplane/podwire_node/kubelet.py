@@ -45,7 +45,9 @@ ROLES = {
 
 @dataclass(frozen=True)
 class NodeConfig:
-    """address: the node's InternalIP. cni_bin: directory of the plugins. conf_dir: directory of the conflist."""
+    """address, more_addresses: the node's InternalIPs. cni_bin: directory of the plugins. conf_dir: directory of the
+    conflist.
+    """
 
     node_name: str
     kubeconfig: str | None
@@ -55,6 +57,7 @@ class NodeConfig:
     cni_bin: Path
     pause_command: tuple[str, ...]
     labels: tuple[tuple[str, str], ...] = ()
+    more_addresses: tuple[str, ...] = ()
 
     @property
     def conf_dir(self) -> Path:
@@ -229,7 +232,7 @@ class Kubelet:
         )
         return {
             "addresses": [
-                {"type": "InternalIP", "address": self.config.address},
+                *({"type": "InternalIP", "address": ip} for ip in (self.config.address, *self.config.more_addresses)),
                 {"type": "Hostname", "address": self.config.node_name},
             ],
             "conditions": conditions(node, wanted, now),

@@ -48,11 +48,13 @@ def cluster(
     proxy_backend: str = "nftables",
     publish: tuple[str, ...] = (),
     watched: bool = False,
+    config: ClusterConfig | None = None,
 ) -> Iterator[DemoLab]:
     """Yield a running cluster with a unique name and port, and with the demo's tools. outside: also make hosts outside
     the cluster. watched: record the packets, rules and routes of the nodes, and all logs, if the test fails.
+    config: the whole configuration instead.
     """
-    config = ClusterConfig(
+    config = config or ClusterConfig(
         name=f"{name}{os.getpid()}",
         nodes=nodes,
         api_port=free_port(0),

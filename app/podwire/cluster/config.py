@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import ipaddress
+import itertools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from podwire_base.kube.loadbalancer import parse as parse_pools
 
 BASE = Path("/run/podwire")
+MOST_NODES = 50
 NETNS = Path("/run/netns")
 LAYOUT = 2  # of the run directory; 1: namespaces are mounts in /run/netns (podwire 0.2.0)
 MARKER = "PODWIRE_CLUSTER"  # environment variable of every process of a cluster; `down` finds the processes by it
@@ -28,7 +30,9 @@ class ClusterConfig:
     net.bridge.bridge-nf-call-iptables; -1 keeps the kernel's value. proxy_backend: the backend that writes the Service
     rules, one of the proxy's backends.choices(). publish: Services at ports of this machine, as words of `podwire
     publish`. internet: pods reach the world outside through slirp4netns; host_access: and this machine's addresses.
-    layout: of the run directory.
+    layout: of the run directory. names: the nodes (default: node1 to nodeN); stopped: those that are switched off.
+    cluster_cidr6: IPv6 addresses for pods; "": pods have IPv4 only. node_cidr6: then the nodes' network. The mask sizes
+    are the prefix lengths of each node's podCIDRs.
     """
 
     name: str = "podwire"
@@ -37,6 +41,10 @@ class ClusterConfig:
     node_cidr: str = "172.30.0.0/24"
     cluster_cidr: str = "10.244.0.0/16"
     service_cidr: str = "10.96.0.0/16"
+    cluster_cidr6: str = ""
+    node_cidr6: str = "fd70:6f64:7769::/64"
+    node_cidr_mask_size: int = 24
+    node_cidr_mask_size_ipv6: int = 64
     cluster_domain: str = "cluster.local"
     upstream_dns: tuple[str, ...] = ()
     bridge_nf: int = -1
@@ -46,20 +54,23 @@ class ClusterConfig:
     internet: bool = False
     host_access: bool = False
     layout: int = LAYOUT
+    names: tuple[str, ...] = ()
+    stopped: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z][a-z0-9-]{0,30}", self.name):
             raise BadConfig(
                 f"name: {self.name!r}: lower-case letters, digits and '-', at most 31, starting with a letter"
             )
-        if not 1 <= self.nodes <= 50:
-            raise BadConfig(f"nodes: {self.nodes}: from 1 to 50")
-        nets = []
-        for field in ("node_cidr", "cluster_cidr", "service_cidr"):
-            try:
-                nets.append(ipaddress.ip_network(getattr(self, field)))
-            except ValueError as err:
-                raise BadConfig(f"{field}: {err}") from err
+        if not 1 <= self.nodes <= MOST_NODES:
+            raise BadConfig(f"nodes: {self.nodes}: from 1 to {MOST_NODES}")
+        for node in self.names:
+            if not re.fullmatch(r"node[1-9][0-9]?", node) or int(node[4:]) > MOST_NODES:
+                raise BadConfig(f"names: {node!r}: node1 to node{MOST_NODES}")
+        nets = [self._net(field, 4) for field in ("node_cidr", "cluster_cidr", "service_cidr")]
+        if self.cluster_cidr6:
+            nets += [self._net(field, 6) for field in ("node_cidr6", "cluster_cidr6")]
+        self._check_sizes(nets)
         for server in self.upstream_dns:
             address, _, port = server.partition("#")
             try:
@@ -72,9 +83,36 @@ class ClusterConfig:
                 ) from None
         if problems := parse_pools({"data": {"addresses": ",".join(self.load_balancer_pool or ())}})[1]:
             raise BadConfig(problems[0].replace("data.addresses", "load_balancer_pool"))
-        for a, b in ((0, 1), (0, 2), (1, 2)):
-            if nets[a].overlaps(nets[b]):
-                raise BadConfig(f"{nets[a]} and {nets[b]} overlap: nodes, pods and Services need ranges of their own")
+        for a, b in itertools.combinations(nets, 2):
+            if a.version == b.version and a.overlaps(b):
+                raise BadConfig(f"{a} and {b} overlap: nodes, pods and Services need ranges of their own")
+
+    def _net(self, field: str, version: int) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+        try:
+            net = ipaddress.ip_network(getattr(self, field))
+        except ValueError as err:
+            raise BadConfig(f"{field}: {err}") from err
+        if net.version != version:
+            raise BadConfig(f"{field}: {net} is not an IPv{version} range")
+        return net
+
+    def _check_sizes(self, nets: Sequence[ipaddress.IPv4Network | ipaddress.IPv6Network]) -> None:
+        """Check that the nodes' podCIDRs fit into the pods' ranges, and the fixed addresses into the others."""
+        last = max(int(node.removeprefix("node")) for node in self.node_names())
+        if nets[0].num_addresses < last + 12:
+            raise BadConfig(f"node_cidr: {nets[0]} is too small: node {last} has its address number {last + 10}")
+        if nets[2].num_addresses < 16:
+            raise BadConfig(f"service_cidr: {nets[2]} is too small: /28 or larger; the DNS has its tenth address")
+        sizes = [("node_cidr_mask_size", nets[1], self.node_cidr_mask_size, 29)]
+        sizes += [("node_cidr_mask_size_ipv6", net, self.node_cidr_mask_size_ipv6, 120) for net in nets[4:]]
+        for field, net, size, most in sizes:
+            if not net.prefixlen <= size <= most:
+                raise BadConfig(f"{field}: {size}: from {net.prefixlen} (the pods' range is {net}) to {most}")
+            if 2 ** (size - net.prefixlen) < len(self.node_names()):
+                raise BadConfig(
+                    f"{field}: {net} has {2 ** (size - net.prefixlen)} ranges of /{size} for {len(self.node_names())} "
+                    "nodes: choose a longer mask or a larger range"
+                )
 
     def role_sets(self, backend: Mapping[str, str]) -> tuple[tuple[str, str, str], ...]:
         """Return settings for the nodes' agents: the proxy's backend, and /metrics on the lo of each node. backend:
@@ -108,7 +146,10 @@ class ClusterConfig:
         return self.run_dir / "kubeconfig"
 
     def node_names(self) -> list[str]:
-        return [f"node{n}" for n in range(1, self.nodes + 1)]
+        return list(self.names) or [f"node{n}" for n in range(1, self.nodes + 1)]
+
+    def running_nodes(self) -> list[str]:
+        return [node for node in self.node_names() if node not in self.stopped]
 
     def namespace(self, node: str) -> str:
         """Return the name of the network namespace of a node or of a host outside the cluster."""
@@ -147,6 +188,25 @@ class ClusterConfig:
         return (f"{net[-64]}/27",) if net.num_addresses >= 256 else ()
 
     @property
+    def cluster_cidrs(self) -> tuple[str, ...]:
+        return (self.cluster_cidr, *([self.cluster_cidr6] if self.cluster_cidr6 else ()))
+
+    @property
+    def node_cidrs(self) -> tuple[str, ...]:
+        return (self.node_cidr, *([self.node_cidr6] if self.cluster_cidr6 else ()))
+
+    @property
+    def gateway6(self) -> str:
+        return str(ipaddress.ip_network(self.node_cidr6)[1])
+
+    def node_address6(self, node: str) -> str:
+        return str(ipaddress.ip_network(self.node_cidr6)[10 + int(node.removeprefix("node"))])
+
+    def node_addresses(self, node: str) -> tuple[str, ...]:
+        """Return the node's InternalIPs: IPv4, and IPv6 if pods have it."""
+        return (self.node_address(node), *([self.node_address6(node)] if self.cluster_cidr6 else ()))
+
+    @property
     def node_prefix(self) -> int:
         return ipaddress.ip_network(self.node_cidr).prefixlen
 
@@ -177,6 +237,8 @@ def parse(text: str) -> ClusterConfig | None:
                 "layout": 1,
                 **found,
                 "upstream_dns": tuple(found["upstream_dns"]),
+                "names": tuple(found.get("names") or ()),
+                "stopped": tuple(found.get("stopped") or ()),
                 "publish": tuple(found.get("publish") or ()),
                 "load_balancer_pool": (
                     None if found.get("load_balancer_pool") is None else tuple(found["load_balancer_pool"])

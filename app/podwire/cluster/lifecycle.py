@@ -227,10 +227,11 @@ def _make(run_dir: Path) -> None:
             return run_dir.mkdir(mode=0o755)
 
 
-async def _missing(api: ApiClient, config: ClusterConfig) -> list[str]:
+async def missing(api: ApiClient, config: ClusterConfig) -> list[str]:
+    """Return what the nodes that run still lack: one line each, which begins with the node's name."""
     nodes = {n["metadata"]["name"]: n for n in (await api.get("/api/v1/nodes"))["items"]}
     rows = []
-    for wanted in config.node_names():
+    for wanted in config.running_nodes():
         node = nodes.get(wanted)
         if node is None:
             rows.append(f"{wanted} is not registered")
@@ -246,7 +247,7 @@ def _starting(config: ClusterConfig) -> list[str]:
     still has what the earlier processes said.
     """
     rows = []
-    for node in config.node_names():
+    for node in config.running_nodes():
         state = read_state(config.node_dir(node) / "agent.json")
         for role in (*ROLES, "node"):
             found = watching.reading(beat.path_of(config.node_dir(node), role), state.get(role, {}).get("pid", 0))
@@ -257,39 +258,41 @@ def _starting(config: ClusterConfig) -> list[str]:
 
 async def _wait(config: ClusterConfig, process: subprocess.Popen[bytes], say: Say) -> None:
     seconds = patient(WAIT_SECONDS)
-    end, missing, shown = time.monotonic() + seconds, ["the API server does not answer yet"], ""
+    end, lacks, shown = time.monotonic() + seconds, ["the API server does not answer yet"], ""
     api: ApiClient | None = None
     try:
         while time.monotonic() < end:
             if process.poll() is not None:
                 raise UpFailed(f"the cluster's process ended with status {process.returncode}: {_last_words(config)}")
-            if why := _hopeless(config):
+            if why := cannot_start(config):
                 raise UpFailed(why)
             try:
                 if api is None and config.kubeconfig.exists():
                     api = await ApiClient(client_config.load(config.kubeconfig)).__aenter__()
                 if api is not None:
-                    missing = await _missing(api, config)
-                    if not missing:
+                    lacks = await missing(api, config)
+                    if not lacks:
                         return
             except (ApiError, ConfigError):
                 pass  # the kubeconfig is not written yet, or the server is still starting
-            if missing[0] != shown:
-                shown = missing[0]
+            if lacks[0] != shown:
+                shown = lacks[0]
                 say(f"waiting: {shown}")
             await asyncio.sleep(0.05)
     finally:
         if api is not None:
             await api.__aexit__(None, None, None)
-    raise UpFailed(f"not ready after {seconds:.0f} s: {'; '.join(missing)}")
+    raise UpFailed(f"not ready after {seconds:.0f} s: {'; '.join(lacks)}")
 
 
-def _hopeless(config: ClusterConfig) -> str:
+def cannot_start(config: ClusterConfig) -> str:
     """Return why the start cannot succeed, "" if it still can."""
     if (free := _free(config.run_dir)) < LEAST_FREE:  # then no role and no log can say so
         return f"{os.strerror(errno.ENOSPC)}: the file system of {config.run_dir} has {free} bytes left"
     places = [(config.run_dir / "supervisor.json", config.run_dir / "log", "")]
-    places += [(config.node_dir(n) / "agent.json", config.node_dir(n) / "log", f"{n}: ") for n in config.node_names()]
+    places += [
+        (config.node_dir(n) / "agent.json", config.node_dir(n) / "log", f"{n}: ") for n in config.running_nodes()
+    ]
     for state, logs, where in places:
         if role := hopeless.ended(read_state(state)):
             text = _text(logs / f"{role}.log")

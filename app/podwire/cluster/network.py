@@ -9,7 +9,9 @@ inside a namespace of the cluster.
 
 from __future__ import annotations
 
+import ipaddress
 import os
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -24,6 +26,11 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 BRIDGE = "sw0"
+_IPV6 = {
+    "net.ipv6.conf.all.forwarding": "1",
+    "net.ipv6.conf.default.accept_dad": "0",  # nobody else has these addresses, and a duplicate check takes a second
+    "net.ipv6.conf.default.dad_transmits": "0",
+}
 SWITCH = "switch"  # the namespace with the switch that connects the nodes; names of nodes end in a digit
 
 
@@ -107,6 +114,7 @@ def make_switch(config: ClusterConfig) -> None:
             "net.ipv4.conf.all.send_redirects": "0",
             "net.ipv4.conf.default.send_redirects": "0",
             "net.ipv6.conf.all.disable_ipv6": "0",
+            **(_IPV6 if config.cluster_cidr6 else {}),
         },
     )
 
@@ -114,6 +122,10 @@ def make_switch(config: ClusterConfig) -> None:
         ipr.link("add", ifname=BRIDGE, kind="bridge", address="02:70:77:00:00:01")
         index = ipr.link_lookup(ifname=BRIDGE)[0]
         ipr.addr("add", index=index, address=config.gateway, prefixlen=config.node_prefix)
+        if config.cluster_cidr6:
+            ipr.addr(
+                "add", index=index, address=config.gateway6, prefixlen=ipaddress.ip_network(config.node_cidr6).prefixlen
+            )
         ipr.link("set", index=index, state="up")
 
     netlink(config.netns(SWITCH), work)
@@ -169,6 +181,23 @@ def ensure(config: ClusterConfig) -> list[str]:
     return made
 
 
+def wire(config: ClusterConfig, node: str, *, up: bool) -> None:
+    """Switch the node's port on the switch on or off."""
+
+    def work(ipr: IPRoute) -> None:
+        for index in ipr.link_lookup(ifname=node):
+            ipr.link("set", index=index, state="up" if up else "down")
+
+    netlink(config.netns(SWITCH), work)
+
+
+def unlink(target: Path) -> None:
+    """Remove the symbolic link in /run/netns that `link` made."""
+    name = NETNS / target.name
+    if name.is_symlink() and name.readlink() == target:
+        name.unlink(missing_ok=True)
+
+
 def whole(config: ClusterConfig, name: str) -> bool:
     """Whether the namespace of a node or the switch is there, with its address on its link."""
     target = config.netns(name)
@@ -182,8 +211,9 @@ def whole(config: ClusterConfig, name: str) -> bool:
 
 
 def unmake(config: ClusterConfig, name: str) -> None:
-    """Remove the namespace of a node or of the switch, and the node's port on the switch."""
-    mounts.unpin(config.netns(name))
+    """Remove the namespace of a node or of the switch, and the node's port on the switch. The port comes first: without
+    its namespace, the kernel would remove it at a time of its own.
+    """
     if name != SWITCH and exists(config.netns(SWITCH)):
 
         def delete(ipr: IPRoute) -> None:
@@ -191,15 +221,27 @@ def unmake(config: ClusterConfig, name: str) -> None:
                 ipr.link("del", index=index)
 
         netlink(config.netns(SWITCH), delete)
+    mounts.unpin(config.netns(name))
 
 
 def make_node(config: ClusterConfig, node: str) -> None:
     create(config, node)
+    if config.cluster_cidr6:
+        sysctl(config.netns(node), {"net.ipv6.conf.all.disable_ipv6": "0", **_IPV6})
     _join(config, node, node, config.node_address(node), config.node_prefix, config.gateway, bridged=True)
+    if config.cluster_cidr6:
+        netlink(config.netns(node), lambda ipr: _add_ipv6(ipr, config, node))
     settings = {"net.ipv4.ip_forward": "1"}
     if config.bridge_nf >= 0:
         settings["net.bridge.bridge-nf-call-iptables"] = str(config.bridge_nf)
     sysctl(config.netns(node), settings)
+
+
+def _add_ipv6(ipr: IPRoute, config: ClusterConfig, node: str) -> None:
+    index = ipr.link_lookup(ifname="eth0")[0]
+    prefix = ipaddress.ip_network(config.node_cidr6).prefixlen
+    ipr.addr("add", index=index, address=config.node_address6(node), prefixlen=prefix)
+    ipr.route("add", dst="default", gateway=config.gateway6, family=socket.AF_INET6)
 
 
 def make_outside(config: ClusterConfig, host: str, address: str, gateway: str, prefix: int = 24) -> None:

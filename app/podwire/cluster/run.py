@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import sys
 from functools import partial
 
@@ -19,7 +20,7 @@ from podwire_controlplane.server.main import run as run_server
 from podwire_proxy import backends
 
 from .. import agent
-from . import credentials, network, publisher
+from . import credentials, members, network, publisher
 from .config import MARKER, ClusterConfig
 from .teardown import teardown
 
@@ -27,7 +28,7 @@ log = logs.get("cluster")
 
 
 def _roles(config: ClusterConfig, held: tuple[int, ...] = ()) -> list[Role]:
-    """Return the processes of the cluster. held: TCP ports of this machine that this process holds for its roles."""
+    """Return the processes of the cluster itself. held: TCP ports of this machine that this process holds for them."""
     data, log_dir = config.run_dir / "api", config.run_dir / "log"
     server = ServerConfig(
         data,
@@ -38,31 +39,40 @@ def _roles(config: ClusterConfig, held: tuple[int, ...] = ()) -> list[Role]:
         held=held,
     )
     controllers = ControllersConfig(
-        str(data / "controllers.kubeconfig"), config.cluster_cidr, load_balancer_pool=config.balancer_pool
+        str(data / "controllers.kubeconfig"),
+        ",".join(config.cluster_cidrs),
+        config.node_cidr_mask_size,
+        node_prefix6=config.node_cidr_mask_size_ipv6,
+        load_balancer_pool=config.balancer_pool,
     )
     own = {
         "apiserver": partial(run_server, server),
         "controllers": partial(run_controllers, controllers),
         "publisher": partial(publisher.run, config),
     }
-    rows = [
+    return [
         Role(name, run, log_dir / f"{name}.log", title=(name, config.name), beat=beat.path_of(config.run_dir, name))
         for name, run in own.items()
     ]
-    inside = (network.SWITCH, *config.node_names())
-    no_pods = (f"/proc/{os.getpid()}/ns/net", *(str(config.netns(name)) for name in inside))
-    for node in config.node_names():
+
+
+def _node_roles(config: ClusterConfig) -> list[Role]:
+    """Return the processes of the nodes that run."""
+    log_dir, rows = config.run_dir / "log", []
+    no_pods = (f"/proc/{os.getpid()}/ns/net", str(config.ns_dir))
+    for node in config.running_nodes():
         spec = agent.AgentConfig(
             node,
             str(config.node_dir(node) / "kubeconfig"),
             config.node_dir(node),
             config.node_address(node),
-            cluster_cidrs=(config.cluster_cidr,),
+            cluster_cidrs=config.cluster_cidrs,
             service_cidrs=(config.service_cidr,),
             dns_address=config.dns_address,
             cluster_domain=config.cluster_domain,
             upstream_dns=config.upstream_dns,
-            node_cidrs=(config.node_cidr,),
+            node_cidrs=config.node_cidrs,
+            more_addresses=config.node_addresses(node)[1:],
             sets=config.role_sets(backends.chosen(config.proxy_backend)),
             no_pods=no_pods,
         )
@@ -111,9 +121,13 @@ def run(config: ClusterConfig, until_eof: int | None = None, held: tuple[int, ..
     try:
         credentials.make(config)
         network.ensure(config)
+        for node in config.node_names():
+            network.wire(config, node, up=node not in config.stopped)
         _import_all()
         log.info("starting", cluster=config.name, nodes=config.nodes)
-        Supervisor(_roles(config, held), config.run_dir / "supervisor.json", until_eof).run()
+        roles = [*_roles(config, held), *_node_roles(config)]
+        follow = members.Follower(config, _node_roles)
+        Supervisor(roles, config.run_dir / "supervisor.json", until_eof, calls={signal.SIGHUP: follow}).run()
     except (OSError, credentials.Damaged, network.NameTaken) as err:
         log.error("the cluster cannot run", error=str(err))
         if until_eof is not None and select.select([until_eof], [], [], 0)[0]:

@@ -62,6 +62,16 @@ def interruptible() -> None:
         signal.signal(number, signal.default_int_handler)
 
 
+def _families(text: str) -> tuple[str, str]:
+    """Return the IPv4 range and the IPv6 range ("": none) of --cluster-cidr. They may come in any order."""
+    ranges = [part.strip() for part in text.split(",") if part.strip()]
+    sixth = [part for part in ranges if ":" in part]
+    fourth = [part for part in ranges if ":" not in part]
+    if len(fourth) != 1 or len(sixth) > 1:
+        raise BadConfig(f"cluster_cidr: {text!r}: one IPv4 range, and if you like one IPv6 range after a comma")
+    return fourth[0], (sixth or [""])[0]
+
+
 def _pool(found: tuple[str, ...]) -> tuple[str, ...] | None:
     return (
         None if not found else () if found == ("none",) else tuple(part for text in found for part in text.split(","))
@@ -80,6 +90,26 @@ def _pool(found: tuple[str, ...]) -> tuple[str, ...] | None:
 )
 @click.option(
     "--upstream-dns", multiple=True, metavar="IP[#PORT]", help="DNS servers, as nodes reach them; repeatable."
+)
+@click.option(
+    "--cluster-cidr",
+    default=ClusterConfig.cluster_cidr,
+    show_default=True,
+    metavar="CIDR[,CIDR]",
+    help="Pod addresses; an IPv4 and an IPv6 range make pods dual-stack.",
+)
+@click.option("--service-cidr", default=ClusterConfig.service_cidr, show_default=True, help="Service addresses (IPv4).")
+@click.option(
+    "--node-cidr-mask-size",
+    default=ClusterConfig.node_cidr_mask_size,
+    show_default=True,
+    help="Prefix length of each node's part of the IPv4 pod addresses.",
+)
+@click.option(
+    "--node-cidr-mask-size-ipv6",
+    default=ClusterConfig.node_cidr_mask_size_ipv6,
+    show_default=True,
+    help="The same of IPv6.",
 )
 @click.option("--bridge-nf", type=click.Choice(["0", "1"]), help="net.bridge.bridge-nf-call-iptables on the nodes.")
 @click.option(
@@ -107,6 +137,10 @@ def up(
     nodes: int,
     api_port: int,
     upstream_dns: tuple[str, ...],
+    cluster_cidr: str,
+    service_cidr: str,
+    node_cidr_mask_size: int,
+    node_cidr_mask_size_ipv6: int,
     bridge_nf: str | None,
     load_balancer_pool: tuple[str, ...],
     publish: tuple[str, ...],
@@ -124,6 +158,11 @@ def up(
             nodes=nodes,
             api_port=port.getsockname()[1],
             upstream_dns=upstream_dns,
+            cluster_cidr=_families(cluster_cidr)[0],
+            cluster_cidr6=_families(cluster_cidr)[1],
+            service_cidr=service_cidr,
+            node_cidr_mask_size=node_cidr_mask_size,
+            node_cidr_mask_size_ipv6=node_cidr_mask_size_ipv6,
             bridge_nf=int(bridge_nf or -1),
             load_balancer_pool=_pool(load_balancer_pool),
             proxy_backend=proxy_backend,
@@ -145,6 +184,8 @@ def up(
     else:
         out.print(f"cluster [bold]{name}[/bold] with {nodes} nodes is ready {seconds}")
     config = made.config
+    if config.cluster_cidr6:
+        out.print("  pods have IPv4 and IPv6 addresses; Services have IPv4 addresses only in this version")
     out.print(f"  export KUBECONFIG={config.kubeconfig}", soft_wrap=True)
     if publications:
         for row in publisher.ask(config, "list", []):

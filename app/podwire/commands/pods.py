@@ -49,6 +49,14 @@ def find_cluster(given: str | None) -> str:
     return given or local_cluster(os.environ.get("KUBECONFIG"))
 
 
+def complete_nodes(context: click.Context, _param: click.Parameter, begun: str) -> list[str]:
+    try:
+        config = load(find_cluster(context.params.get("cluster")))
+    except Failed:
+        return []
+    return [node for node in (config.node_names() if config else []) if node.startswith(begun)]
+
+
 def find_pod(cluster: str, space: str, own: str) -> Sandbox:
     """Return the sandbox of a pod in a cluster on this machine. Raises Failed."""
     for file in (BASE / cluster).glob("nodes/*/pods/*/pod.json"):
@@ -92,7 +100,7 @@ def exec_(pod: str, command: tuple[str, ...], space: str, which: str, cluster: s
 
 
 @click.command("node", context_settings={"ignore_unknown_options": True})
-@click.argument("node")
+@click.argument("node", shell_complete=complete_nodes)
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @cluster_option
 def node(node: str, command: tuple[str, ...], cluster: str | None) -> None:

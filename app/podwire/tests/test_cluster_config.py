@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from podwire.cluster import config, network, record, run
-from podwire.cluster.config import BadConfig, ClusterConfig
+from podwire.cluster.config import BadConfig, ClusterConfig, parse
 from podwire.commands.cluster import up
 from podwire.commands.pods import log_lines
 from podwire.main import cli
@@ -26,6 +26,14 @@ from podwire.main import cli
         ("nodes", 51),
         ("node_cidr", "10.0.0.1/8"),
         ("upstream_dns", ("bogus",)),
+        ("cluster_cidr", "fd00::/56"),
+        ("cluster_cidr", "10.0.0.1/8"),
+        ("cluster_cidr6", "10.8.0.0/16"),
+        ("service_cidr", "fd00::/112"),
+        ("service_cidr", "10.96.0.0/29"),
+        ("node_cidr_mask_size", 15),
+        ("node_cidr_mask_size", 30),
+        ("node_cidr_mask_size", 17),
         ("upstream_dns", ("",)),
         ("upstream_dns", ("1.1.1.1#0",)),
         ("upstream_dns", ("1.1.1.1#99999",)),
@@ -35,6 +43,18 @@ from podwire.main import cli
 def test_bad_settings_name_their_field(field: str, value: Any) -> None:
     with pytest.raises(BadConfig, match=f"^{field}: "):
         ClusterConfig(**{field: value})
+
+
+def test_pods_of_both_families_get_nodes_of_both() -> None:
+    made = ClusterConfig(nodes=2, cluster_cidr6="fd00:10:244::/56")
+    assert made.cluster_cidrs == ("10.244.0.0/16", "fd00:10:244::/56")
+    assert made.node_addresses("node2") == ("172.30.0.12", "fd70:6f64:7769::c")
+    assert parse(made.to_json()) == made
+    assert (ClusterConfig().cluster_cidrs, ClusterConfig().node_cidrs) == (("10.244.0.0/16",), ("172.30.0.0/24",))
+    with pytest.raises(BadConfig, match="fd70:6f64:7769::/64 and fd70::/16 overlap"):
+        ClusterConfig(cluster_cidr6="fd70::/16", node_cidr_mask_size_ipv6=64)
+    with pytest.raises(BadConfig, match="node_cidr_mask_size_ipv6: 40: from 56"):
+        ClusterConfig(cluster_cidr6="fd00::/56", node_cidr_mask_size_ipv6=40)
 
 
 def test_ranges_must_not_overlap() -> None:
@@ -73,6 +93,10 @@ def test_a_saved_record_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         (("down", "--name", ".."), "name:"),
         (("up", "--name", "A B"), "name:"),
         (("up", "--nodes", "0"), "nodes:"),
+        (("up", "--cluster-cidr", "10.1.0.0/16,10.2.0.0/16"), "cluster_cidr:"),
+        (("up", "--cluster-cidr", "fd00::/56"), "cluster_cidr:"),
+        (("up", "--node-cidr-mask-size", "9"), "node_cidr_mask_size:"),
+        (("up", "--service-cidr", "10.96.0.0/30"), "service_cidr:"),
         (("up", "--upstream-dns", "bogus"), "upstream_dns:"),
         (("demo", "--nodes", "51"), "nodes:"),
         (("up", "--api-port", "70000"), "--api-port"),
@@ -108,6 +132,6 @@ def test_up_knows_the_proxys_backends() -> None:
 
 def test_nodes_take_neither_the_machine_nor_each_other_for_a_pod() -> None:
     made = ClusterConfig(name="c", nodes=2)
-    specs = [role.run.args[0] for role in run._roles(made) if role.title[0] == "agent"]  # type: ignore[attr-defined]  # partials
-    inside = [str(made.netns(name)) for name in (network.SWITCH, *made.node_names())]
-    assert [spec.no_pods for spec in specs] == [(f"/proc/{os.getpid()}/ns/net", *inside)] * 2
+    specs = [role.run.args[0] for role in run._node_roles(made)]  # type: ignore[attr-defined]  # partials
+    assert {made.netns(name).parent for name in (network.SWITCH, *made.node_names())} == {made.ns_dir}
+    assert [spec.no_pods for spec in specs] == [(f"/proc/{os.getpid()}/ns/net", str(made.ns_dir))] * 2

@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from podwire.cluster import config, credentials, merging, record, teardown
 from podwire.cluster.config import ClusterConfig
 from podwire.cluster.merging import CannotMerge
-from podwire.commands import common
+from podwire.commands import common, pods
 from podwire.main import cli
 from podwire_base.kube.client import config as client_config
 from podwire_base.kube.client import kubeconfigs
@@ -91,7 +91,7 @@ def test_a_name_with_a_colon_is_one_file(tmp_path: Path) -> None:
 def clusters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Two clusters, "podwire" and "dev", and an empty home."""
     base = tmp_path / "run"
-    for module in (config, common, merging):
+    for module in (config, common, merging, pods):
         monkeypatch.setattr(module, "BASE", base)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     for name in ("KUBECONFIG", "SUDO_UID", "SUDO_USER", "SUDO_GID"):

@@ -85,6 +85,7 @@ class _Child:
     status: int = 0  # of the last end: as waitstatus_to_exitcode gives it
     watch: Watch = field(default_factory=Watch)
     killed: bool = False  # by the watchdog
+    dropped: bool = False  # it is not started again
 
 
 class Supervisor:
@@ -92,7 +93,8 @@ class Supervisor:
 
     state: the file for the process id of each role; None: no file. passed_on: signals that are forwarded to every role,
     each with a function that the supervisor calls first. These signals are blocked when a role starts; the role
-    unblocks them when it can handle them. in_turn: at the end, the next role gets SIGTERM only when the previous role
+    unblocks them when it can handle them. calls: signals with a function that the supervisor calls in its loop;
+    it may add and drop roles. in_turn: at the end, the next role gets SIGTERM only when the previous role
     has ended.
     """
 
@@ -104,10 +106,11 @@ class Supervisor:
         *,
         passed_on: Mapping[signal.Signals, Callable[[], None]] | None = None,
         in_turn: bool = False,
+        calls: Mapping[signal.Signals, Callable[[Supervisor], None]] | None = None,
     ) -> None:
         self.children = [_Child(role, watch=Watch(watching.seconds())) for role in roles]
         self.state, self.until_eof, self.in_turn = state, until_eof, in_turn
-        self.passed_on = passed_on or {}
+        self.passed_on, self.calls = passed_on or {}, calls or {}
         self._received: list[signal.Signals] = []
         self._stopping = False
         self._seconds = watching.seconds()
@@ -147,7 +150,7 @@ class Supervisor:
         status = 1
         try:
             signal.set_wakeup_fd(-1)
-            for number in (*STOP_SIGNALS, signal.SIGCHLD, *self.passed_on):
+            for number in (*STOP_SIGNALS, signal.SIGCHLD, *self.passed_on, *self.calls):
                 signal.signal(number, signal.SIG_DFL)
             for name in (NOTIFY, WATCHDOG):  # only the supervisor sends messages to the service manager
                 os.environ.pop(name, None)
@@ -187,7 +190,7 @@ class Supervisor:
             if child is None:
                 continue  # an adopted orphan ended, for example a pod's process
             child.pid = 0
-            if self._stopping:
+            if self._stopping or child.dropped:
                 continue
             lived = time.monotonic() - child.started
             child.failures = 1 if lived > GOOD_SECONDS else child.failures + 1
@@ -213,13 +216,31 @@ class Supervisor:
             except OSError as err:  # a full disk must not end the roles
                 log.warn("the process ids of the roles cannot be written", path=str(self.state), error=str(err))
 
+    def names(self) -> list[str]:
+        return [child.role.name for child in self.children]
+
+    def add(self, role: Role) -> None:
+        """Start one more role. For functions of `calls`."""
+        child = _Child(role, watch=Watch(self._seconds))
+        self.children.append(child)
+        self._start(child)
+
+    def drop(self, name: str) -> None:
+        """Stop a role for good, and wait for its end. For functions of `calls`."""
+        gone = [child for child in self.children if child.role.name == name]
+        for child in gone:
+            child.dropped, child.due = True, 0.0
+        self._stop(gone)
+        self.children = [child for child in self.children if child not in gone]
+        self._write()
+
     # ---- the loop
 
     def run(self) -> None:
         capture.everything()
         reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-        for number in (*STOP_SIGNALS, *self.passed_on):
+        for number in (*STOP_SIGNALS, *self.passed_on, *self.calls):
             signal.signal(number, self._on_signal)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         watched = [reader] + ([self.until_eof] if self.until_eof is not None else [])
@@ -294,6 +315,9 @@ class Supervisor:
     def _pass_on(self) -> None:
         while self._received:
             number = self._received.pop(0)
+            if number in self.calls:
+                self.calls[number](self)
+                continue
             self.passed_on[number]()
             _kill(self.children, number)
 

@@ -107,7 +107,11 @@ def test_a_killed_role_comes_back_and_the_others_stay(start: Callable[..., Runni
     assert Path(f"/proc/{first}/cmdline").read_bytes().rstrip(b"\0") == b"podwire\0steady"
     os.kill(first, signal.SIGKILL)
     until(lambda: len(one.started("steady")) == 2)
-    expected = {"pid": one.started("steady")[1], "restarts": 1}  # written after the fork, so maybe not yet
+    expected = {
+        "pid": one.started("steady")[1],
+        "restarts": 1,
+        "status": -9,
+    }  # written after the fork, so maybe not yet
     until(lambda: read_state(one.root / "state.json")["steady"] == expected)
     assert read_state(one.root / "state.json")["crashing"]["restarts"] >= 2
     assert "boom" in (one.root / "crashing.log").read_text()
@@ -186,3 +190,52 @@ write("all ended")
     finally:
         one.kill()
         one.wait()
+
+
+_CHANGING = """
+import signal, sys
+from pathlib import Path
+from podwire_base.role.supervisor import Role, Supervisor
+
+root = Path(sys.argv[1])
+
+def follow(roles):
+    wanted = set((root / "wanted").read_text().split())
+    for name in set(roles.names()) - wanted:
+        roles.drop(name)
+    for name in wanted - set(roles.names()):
+        roles.add(Role(name, signal.pause, root / f"{name}.log"))
+
+Supervisor([Role("first", signal.pause)], root / "state.json", calls={signal.SIGHUP: follow}).run()
+"""
+
+
+def test_roles_come_and_go_while_it_runs(tmp_path: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", _CHANGING, str(tmp_path)])
+
+    def pids() -> dict[str, int]:
+        return {name: row["pid"] for name, row in read_state(tmp_path / "state.json").items()}
+
+    def wait_for(names: set[str]) -> dict[str, int]:
+        end = time.monotonic() + patient(10)
+        while set(pids()) != names and time.monotonic() < end:
+            time.sleep(0.01)
+        assert set(pids()) == names
+        return pids()
+
+    try:
+        first = wait_for({"first"})["first"]
+        for names in ({"first", "second"}, {"second"}, {"third"}):
+            (tmp_path / "wanted").write_text(" ".join(names))
+            process.send_signal(signal.SIGHUP)
+            found = wait_for(names)
+        with pytest.raises(ProcessLookupError):
+            os.kill(first, 0)
+        os.kill(found["third"], signal.SIGKILL)  # a role that was added is started again like the others
+        end = time.monotonic() + patient(10)
+        while pids()["third"] in (0, found["third"]) and time.monotonic() < end:
+            time.sleep(0.01)
+        assert pids()["third"] not in (0, found["third"])
+    finally:
+        process.terminate()
+        assert process.wait(patient(10)) == 0

@@ -31,7 +31,8 @@ _RETRY_FIRST, _RETRY_AWAY, _RETRY_LAST = 0.05, 1.0, 10.0
 
 @dataclass(frozen=True)
 class ControllersConfig:
-    """node_prefix: prefix length of each node's podCIDR. load_balancer_pool: addresses of the pool that the controller
+    """cluster_cidr: pod addresses: a CIDR, or an IPv4 and an IPv6 CIDR with a comma between. node_prefix, node_prefix6:
+    prefix lengths of each node's podCIDRs. load_balancer_pool: addresses of the pool that the controller
     creates if there is none. only: names of the controllers to run; () for all.
     """
 
@@ -40,6 +41,7 @@ class ControllersConfig:
     node_prefix: int = 24
     load_balancer_pool: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
+    node_prefix6: int = 64
 
 
 class Driver:
@@ -218,7 +220,7 @@ async def _main(config: ControllersConfig) -> None:
         *workloads.CONTROLLERS,
         *cleanup.CONTROLLERS,
         *loadbalancer.controllers(config.load_balancer_pool, others),
-        *nodes.controllers(config.cluster_cidr, config.node_prefix),
+        *nodes.controllers(config.cluster_cidr, config.node_prefix, config.node_prefix6),
     )
     if unknown := set(config.only) - {row.name for row in rows}:
         raise ConfigError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from podwire_base.kube.conditions import condition, is_true
 from podwire_base.kube.events import event, reference
@@ -20,14 +20,17 @@ LEASES = "kube-node-lease"
 # ---- podCIDR
 
 
-def node_ipam(cluster: Network, size: int) -> Controller:
+def node_ipam(ranges: Sequence[tuple[Network, int]]) -> Controller:
+    """ranges: (range of the pods, prefix length of a node's part of it), one for each family."""
+
     def reconcile(wanted: str, snapshot: Snapshot, _now: float) -> list[Write]:
         node = snapshot.get("Node", wanted)
         if node is None or node.get("spec", {}).get("podCIDR"):
             return []
-        used = [n["spec"]["podCIDR"] for n in snapshot.list("Node") if n.get("spec", {}).get("podCIDR")]
+        specs = [n.get("spec") or {} for n in snapshot.list("Node")]
+        used = [cidr for s in specs for cidr in s.get("podCIDRs") or [s.get("podCIDR")] if cidr]
         try:
-            cidr = free_pod_cidr(cluster, size, used)
+            cidrs = [free_pod_cidr(cluster, size, used) for cluster, size in ranges]
         except Exhausted as err:
             return [
                 Write(
@@ -44,7 +47,7 @@ def node_ipam(cluster: Network, size: int) -> Controller:
                     },
                 )
             ]
-        return [Write("patch", "Node", "", wanted, {"spec": {"podCIDR": cidr, "podCIDRs": [cidr]}}, cidr)]
+        return [Write("patch", "Node", "", wanted, {"spec": {"podCIDR": cidrs[0], "podCIDRs": cidrs}}, ",".join(cidrs))]
 
     # Two nodes cannot get the same subnet: the driver applies the changes of a key before it reconciles the next key.
     return Controller("nodeipam", {"Node": itself}, reconcile)
@@ -205,10 +208,11 @@ def _unscheduled(_node: Object, snapshot: Snapshot) -> Keys:
     return [key(p) for p in snapshot.list("Pod") if not p["spec"].get("nodeName")]
 
 
-def controllers(cluster_cidr: str, node_prefix: int) -> tuple[Controller, ...]:
+def controllers(cluster_cidr: str, node_prefix: int, node_prefix6: int = 64) -> tuple[Controller, ...]:
+    nets = [ipaddress.ip_network(text.strip()) for text in cluster_cidr.split(",")]
     waits: dict[str, Callable[[Object, Snapshot], Keys]] = {"Pod": itself, "Node": _unscheduled}
     return (
-        node_ipam(ipaddress.ip_network(cluster_cidr), node_prefix),
+        node_ipam([(net, node_prefix if net.version == 4 else node_prefix6) for net in nets]),
         Controller("nodelifecycle", {"Node": itself, "Pod": _node_of_pod}, reconcile_lifecycle, resync=10.0),
         Controller("scheduler", waits, reconcile_schedule),
     )

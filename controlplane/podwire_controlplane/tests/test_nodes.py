@@ -28,7 +28,7 @@ def live(own: str, **more: Any) -> Object:
 
 
 def cidr(wanted: str, *objects: Object, size: int = 24, cluster: Any = CLUSTER) -> list[Write]:
-    return nodes.node_ipam(cluster, size).reconcile(wanted, snapshot(*objects), NOW)
+    return nodes.node_ipam([(cluster, size)]).reconcile(wanted, snapshot(*objects), NOW)
 
 
 @given(st.lists(st.tuples(st.sampled_from(["join", "leave"]), st.integers(0, 9)), max_size=25))
@@ -45,6 +45,13 @@ def test_pod_ranges_of_living_nodes_never_overlap(steps: list[tuple[str, int]]) 
             assert cidr(own, *held.values()) == [], "once is enough"
     nets = [ipaddress.IPv4Network(n["spec"]["podCIDR"]) for n in held.values()]
     assert not any(a.overlaps(b) for a in nets for b in nets if a is not b)
+
+
+def test_each_family_has_its_range() -> None:
+    ranges = [(ipaddress.ip_network("10.244.0.0/16"), 24), (ipaddress.ip_network("fd00::/56"), 64)]
+    first = live("n1", podCIDR="10.244.0.0/24", podCIDRs=["10.244.0.0/24", "fd00::/64"])
+    (change,) = nodes.node_ipam(ranges).reconcile("n2", snapshot(first, live("n2")), NOW)
+    assert change.obj["spec"] == {"podCIDR": "10.244.1.0/24", "podCIDRs": ["10.244.1.0/24", "fd00:0:0:1::/64"]}
 
 
 def test_no_range_left_is_said_on_the_node() -> None:

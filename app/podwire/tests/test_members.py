@@ -1,0 +1,72 @@
+"""Which nodes a cluster has after a change of its record."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from podwire.cluster import config, members, record
+from podwire.cluster.config import BadConfig, ClusterConfig, parse
+from podwire.cluster.members import CannotChange, added, change, with_nodes, with_stopped
+from podwire.commands.nodes import rows
+from podwire_base.kube.meta import Object
+from podwire_cni.kernel import known_netns
+
+TWO = ClusterConfig(nodes=2)
+
+
+def test_numbers_of_new_nodes() -> None:
+    assert added(TWO, 2).node_names() == ["node1", "node2", "node3", "node4"]
+    gap = with_nodes(added(TWO, 1), ["node1", "node3"])
+    assert added(gap, 1).node_names() == ["node1", "node3", "node4"], (
+        "the number of a node that is gone is not at once another's"
+    )
+    full = with_nodes(TWO, [f"node{n}" for n in range(1, 51) if n != 7])
+    assert "node7" in added(full, 1).node_names()
+    with pytest.raises(CannotChange, match="at most 50 nodes; this one has 49"):
+        added(full, 2)
+
+
+def test_stopped_nodes_are_nodes() -> None:
+    found = with_stopped(TWO, ["node2"], stopped=True)
+    assert (found.node_names(), found.running_nodes()) == (["node1", "node2"], ["node1"])
+    assert with_stopped(found, ["node2"], stopped=True) == found
+    assert with_stopped(found, ["node2"], stopped=False) == TWO
+    assert with_nodes(found, ["node1"]).stopped == ()
+    assert parse(found.to_json()) == found
+
+
+@pytest.mark.parametrize("name", ["node0", "node51", "node", "x1", "node1 ", "../node1"])
+def test_names_of_nodes_are_checked(name: str) -> None:
+    with pytest.raises(BadConfig, match=r"^names: "):
+        ClusterConfig(names=(name,))
+
+
+def test_a_change_needs_a_running_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config, "BASE", tmp_path)
+    with pytest.raises(CannotChange, match="no cluster 'podwire'"):
+        change("podwire", lambda found: found)
+    TWO.run_dir.mkdir()
+    record.save(TWO)
+    with pytest.raises(CannotChange, match="takes it up again"):
+        change("podwire", lambda found: added(found, 1))
+    assert record.load("podwire") == TWO
+    assert not members.changed_file(TWO).exists()
+
+
+def test_rows() -> None:
+    node = {"metadata": {"name": "node1"}, "spec": {"podCIDRs": ["10.244.0.0/24"], "unschedulable": True}, "status": {}}
+    pods: list[Object] = [{"spec": {"nodeName": "node1"}}, {"spec": {}}]
+    found = rows(with_stopped(TWO, ["node1"], stopped=True), [node], pods)
+    assert [(r["name"], r["status"], r["podCIDRs"], r["pods"]) for r in found] == [
+        ("node1", "Stopped,SchedulingDisabled", ["10.244.0.0/24"], 1),
+        ("node2", "Unregistered", [], 0),
+    ]
+
+
+def test_a_directory_stands_for_its_namespaces(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).touch()
+    found = set(known_netns([str(tmp_path), str(tmp_path / "none")]).values())
+    assert found - {"/proc/1/ns/net"} == {str(tmp_path / "a"), str(tmp_path / "b")}
