@@ -4,8 +4,10 @@ with an API server of several addresses. And the removal."""
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -191,14 +193,23 @@ def test_a_renewed_token_and_restarts(cluster: Cluster) -> None:
         assert ask(client, ip, port)
 
 
-def test_dns_as_a_deployment(cluster: Cluster, tmp_path: Path) -> None:
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A directory that other users reach."""
+    made = Path(tempfile.mkdtemp(prefix="podwire-deploy-"))
+    made.chmod(0o755)
+    yield made
+    shutil.rmtree(made)
+
+
+def test_dns_as_a_deployment(cluster: Cluster, folder: Path) -> None:
     """A pod of the Deployment, in a pod's network, with a service account that may only list and watch the zone's
-    sources.
+    sources. None of its processes has a privilege.
     """
     objects = kustomize.build(DEPLOY / "overlays" / "dns-deployment")
     server, address = cluster.add("n1", "dns")
     client, _ = cluster.add("n2", "client3")
-    pod = WorkloadPod(server, "n1", address, objects, tmp_path, cluster.api, "Deployment")
+    pod = WorkloadPod(server, "n1", address, objects, folder, cluster.api, "Deployment")
     account = f"{ACCOUNTS}{pod.spec['serviceAccountName']}"
     pod.write_account("dns")
     cluster.api.replace_token("dns", account)
@@ -212,8 +223,20 @@ def test_dns_as_a_deployment(cluster: Cluster, tmp_path: Path) -> None:
             lambda: _name(client, "named.default.svc.cluster.local", address) == ip, "a client elsewhere is answered"
         )
         assert ("watch", "", "services") in cluster.api.asked[account] <= cluster.api.granted[account]
+        assert pod.process is not None
+        every = [pod.process.pid, *children(pod.process.pid)]
+        assert len(every) >= 3, "the supervisor, the feeder and the server"
+        for pid in every:
+            rows = dict(row.split(":\t", 1) for row in Path(f"/proc/{pid}/status").read_text().splitlines())
+            assert rows["Uid"].split() == rows["Gid"].split() == ["64053"] * 4 and rows["NoNewPrivs"] == "1"
+            assert not int(rows["CapEff"], 16) & 1 << 10, "no CAP_NET_BIND_SERVICE"
+            assert int(rows["CapBnd"], 16) in (0, 1 << 2), "nothing but what a checkout of root's alone needs"
     finally:
         assert pod.stop() == 0
+
+
+def children(pid: int) -> list[int]:
+    return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def test_uninstall_leaves_nothing_and_puts_back_what_was_there(cluster: Cluster) -> None:

@@ -32,6 +32,7 @@ from podwire_controlplane.server.main import _listener
 from podwire_controlplane.server.objects import Objects, Scope, WriteOptions
 from podwire_controlplane.store.memory import MemoryStore
 from podwire_controlplane.testing.inthread import InThread, tls
+from podwire_dns.rights import readable_by_others
 
 from . import evidence
 from .netns import NetNS
@@ -288,13 +289,37 @@ class WorkloadPod:
         drop = (
             []
             if security.get("privileged")
-            else ["setpriv", "--no-new-privs", "--inh-caps=-all", f"--bounding-set={','.join(caps)}"]
+            else ["setpriv", *self._user(caps), "--no-new-privs", f"--bounding-set={','.join(caps)}"]
         )
+        for row in self.spec.get("securityContext", {}).get("sysctls", []):
+            self.ns.run(["sysctl", "-qw", f"{row['name']}={row['value']}"])
         env = self.environment(container, PODWIRE_SERVICE_ACCOUNT_DIR=str(self.account), **more)
         args = [re.sub(r"\$\((\w+)\)", lambda m: env[m[1]], word) for word in container["args"]]
         args = [word.replace("=/", f"={self.folder}/") for word in args]  # paths in the pod's directory
         with open(self.folder / "agent.log", "a") as log:
             self.process = self.ns.popen([*drop, f"{sys.prefix}/bin/podwire", *args], env=env, stdout=log, stderr=log)
+
+    def _user(self, caps: list[str]) -> list[str]:
+        """Return the words of setpriv for the pod's user, who gets the volumes that the kubelet gives to `fsGroup`.
+
+        Without `runAsUser` it is root, as in the image.
+        """
+        wanted = self.spec.get("securityContext", {})
+        if "runAsUser" not in wanted:
+            return ["--inh-caps=-all"]
+        assert wanted["runAsNonRoot"] and wanted["runAsUser"] > 0
+        (container,) = self.spec["containers"]
+        memory = {volume["name"] for volume in self.spec["volumes"] if "emptyDir" in volume}
+        for mount in container["volumeMounts"]:
+            if mount["name"] in memory and "fsGroup" in wanted:
+                place = self.path(mount["mountPath"])
+                os.chown(place, 0, wanted["fsGroup"])
+                place.chmod(0o2775)
+        words = [f"--reuid={wanted['runAsUser']}", f"--regid={wanted['runAsGroup']}", "--clear-groups"]
+        if not all(readable_by_others(Path(each)) for each in (sys.prefix, sys.base_prefix, __file__, self.folder)):
+            caps.append("+dac_read_search")  # the checkout is root's alone; in an image every user reads podwire
+            return [*words, "--inh-caps=-all,+dac_read_search", "--ambient-caps=-all,+dac_read_search"]
+        return [*words, "--inh-caps=-all"]
 
     def stop(self) -> int:
         assert self.process is not None

@@ -211,6 +211,10 @@ def test_the_dns_deployment_is_reached_by_its_service() -> None:
     )
     assert notes == []
     assert served.ready_address.rpartition(":")[2] == str(container["readinessProbe"]["httpGet"]["port"])
+    security = pod["securityContext"]
+    assert security["runAsNonRoot"] and security["runAsUser"] == security["fsGroup"] == served.user
+    assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+    assert security["sysctls"] == [{"name": "net.ipv4.ip_unprivileged_port_start", "value": str(served.port)}]
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=NAMES)
