@@ -10,10 +10,14 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from dnslib import DNSRecord
 from scapy.layers.inet import ICMP, IP, TCP
 from scapy.packet import Packet
 from scapy.utils import PcapNgReader
@@ -237,6 +241,67 @@ def test_a_killed_role_comes_back_and_traffic_does_not_notice(lab: DemoLab, role
         )
 
     wait_for(resolves, 20)
+
+
+@pytest.mark.parametrize("who", ["dns", "dns-spare", "agent"])
+def test_names_do_not_notice_a_killed_process(lab: DemoLab, who: str) -> None:
+    """A node has two DNS servers on the same sockets. Lost is at most what the killed one had read: a query of each
+    client. "agent": the parent of all roles of the node.
+    """
+    client, address = lab.pods("client")[0], lab.cluster_ip("my-service")
+    node = client.node
+
+    def status() -> dict[str, Any]:
+        return dict(json.loads((lab.config.node_dir(node) / "status" / "dns.json").read_text()))
+
+    def spare() -> int:
+        """the spare server of the running server"""
+        told = status()
+        return int(told["figures"].get("spare", 0)) if told["pid"] == lab.supervised(node, "dns") else 0
+
+    before = wait_for(spare, 20)
+    agent = lab.supervised(None, node)
+    server = lab.supervised(node, "dns")
+    stop, found = threading.Event(), dict[str, list[float]](answered=[], lost=[])
+
+    def ask() -> None:
+        query = bytes(DNSRecord.question("my-service.default.svc.cluster.local").pack())
+        while not stop.is_set():
+            began = time.monotonic()
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+                sock.settimeout(2)
+                sock.connect(("10.96.0.10", 53))
+                try:
+                    sock.send(query)
+                    good = str(DNSRecord.parse(sock.recv(4096)).rr[0].rdata) == address
+                except OSError:
+                    good = False
+            found["answered" if good else "lost"].append(time.monotonic() - began)
+            time.sleep(0.005)
+
+    threads = [threading.Thread(target=call_in, args=(client.netns, ask)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        time.sleep(0.3)
+        os.kill({"dns": server, "dns-spare": before, "agent": agent}[who], signal.SIGKILL)
+        wait_for(lambda: spare() not in (0, before), 30)
+        time.sleep(0.3)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert len(found["answered"]) > 50
+    assert len(found["lost"]) <= (0 if who == "agent" else len(threads)), found["lost"]
+    if who == "agent":
+        wait_for(lambda: not Path(f"/proc/{server}").exists() or "dns" not in title(server), 20)
+
+
+def title(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+    except OSError:
+        return ""
 
 
 def test_pods_deleted_while_the_node_agent_is_away_are_removed_when_it_is_back(lab: DemoLab) -> None:

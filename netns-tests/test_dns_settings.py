@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
+import os
 import signal
 import socket
 import subprocess
@@ -254,6 +256,30 @@ def test_a_rolling_restart_under_load_loses_no_query(world: World) -> None:
     assert load.lost == []
 
 
+@pytest.mark.parametrize("who", ["server", "spare"])
+def test_a_killed_process_is_not_missed(world: World, who: str) -> None:
+    """Two processes read the same sockets. Lost is what the killed one had read; a client has one query at a time."""
+    eventually(lambda: world.spare() != 0, "there are two")
+    before, node = world.spare(), world.node
+    with Load(node) as load:
+        eventually(lambda: load.sent > 50, "some were sent")
+        if who == "server":
+            world.kill("server")
+            world.start("server")
+        else:
+            os.kill(before, signal.SIGKILL)
+        eventually(lambda: world.is_ready() and world.spare() not in (0, before), "there are two again")
+        sent = load.sent
+        eventually(lambda: load.sent > sent + 50, "it goes on")
+    assert load.wrong == set()
+    assert len(load.lost) <= len(load.threads), load.lost
+    assert len([line for line in host_addresses(node) if DNS_ADDRESS in line]) == 1
+
+
+def host_addresses(node: NetNS) -> list[str]:
+    return node.run(["ip", "-o", "address", "show", "dev", "lo"]).stdout.splitlines()
+
+
 def test_sighup_while_a_server_waits_for_its_sibling(world: World) -> None:
     """The new server has no zone yet; it must survive, read its settings again, and answer once it has a zone."""
     world.kill("feeder")
@@ -373,36 +399,48 @@ def pidfd(pid: int) -> int:
     return os.pidfd_open(pid)
 
 
-def test_serve_killed_takes_both_halves_along(lab: Lab, tmp_path: Path) -> None:
+def test_serve_killed_takes_no_names_along(lab: Lab, tmp_path: Path) -> None:
+    """The servers go on until those of the next supervisor take over; then all of the first one are gone."""
     pod = lab.netns("pod")
-    with FakeApi(pod) as api:
+    with FakeApi(pod) as api, contextlib.ExitStack() as stack:
         api.put(SERVICES, WEB)
-        process = pod.popen(
-            [
-                sys.executable,
-                "-m",
-                "podwire_dns.main",
-                "serve",
-                "--kubeconfig",
-                str(api.kubeconfig(tmp_path / "kubeconfig")),
-                "--run-dir",
-                str(tmp_path),
-                "--upstream",
-                "none",
-                "--lame-duck",
-                "0.2",
-            ],
-            stderr=subprocess.DEVNULL,
-        )
-        halves = list[int]()
-        try:
-            eventually(lambda: data(pod, NAME, "127.0.0.1", 0.5) == {"10.96.3.7"}, "it answers")
-            halves += map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split())
-        finally:
-            process.kill()
-            process.wait()
-        assert len(halves) == 2
-        eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in halves), "both are gone")
+        words = ["--kubeconfig", str(api.kubeconfig(tmp_path / "kubeconfig")), "--run-dir", str(tmp_path)]
+        words += ["--upstream", "none", "--lame-duck", "0.2"]
+
+        def serve() -> subprocess.Popen[str]:
+            made = pod.popen([sys.executable, "-m", "podwire_dns.main", "serve", *words], stderr=subprocess.DEVNULL)
+            stack.callback(made.wait)
+            stack.callback(made.kill)
+            return made
+
+        def descendants(pid: int) -> list[int]:
+            found = [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+            return found + [each for child in found for each in descendants(child)]
+
+        def spare_of(pid: int) -> bool:
+            told = json.loads((tmp_path / "status" / "dns.json").read_text())
+            return told["pid"] in descendants(pid) and told["figures"].get("spare") in descendants(pid)
+
+        def gone(pids: list[int]) -> bool:
+            return not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+        process = serve()
+        eventually(lambda: data(pod, NAME, "127.0.0.1", 0.5) == {"10.96.3.7"}, "it answers")
+        eventually(lambda: spare_of(process.pid), "there are two servers")
+        first = descendants(process.pid)
+        process.kill()
+        process.wait()
+        for _ in range(20):
+            assert data(pod, NAME, "127.0.0.1") == {"10.96.3.7"}
+            time.sleep(0.05)
+        process = serve()
+        eventually(lambda: spare_of(process.pid), "there are two servers again")
+        eventually(lambda: gone(first), "the first ones are gone")
+        assert data(pod, NAME, "127.0.0.1") == {"10.96.3.7"}
+        second = descendants(process.pid)
+        process.terminate()
+        assert process.wait(patient(30)) == 0
+        eventually(lambda: gone(second), "nothing stays")
 
 
 def test_serve_refuses_bad_settings_before_it_starts_anything(lab: Lab, tmp_path: Path) -> None:

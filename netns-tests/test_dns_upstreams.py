@@ -62,6 +62,10 @@ class Outside:
         eventually(made.is_ready, "the server has the zone")
         return made
 
+    def start_one(self, *flags: str) -> DnsNode:
+        """With an upstream over TLS, and without a spare server, which has a connection of its own."""
+        return self.start("--no-spare", "--upstream", f"tls://{FIRST}", *flags)
+
     def ask(self, name: str, seconds: float = 10) -> dns.message.Message:
         return self.node.call(lambda: dns.query.udp(dns.message.make_query(name, "A"), DNS_ADDRESS, timeout=seconds))
 
@@ -86,7 +90,7 @@ def corefile(outside: Outside, text: str) -> str:
 
 def test_tls_upstream_one_connection_for_many_queries(outside: Outside) -> None:
     upstream = outside.tls()
-    outside.start("--upstream", f"tls://{FIRST}", "--tls-servername", SERVERNAME, "--tls-ca", str(outside.authority.ca))
+    outside.start_one("--tls-servername", SERVERNAME, "--tls-ca", str(outside.authority.ca))
     for index in range(1, 31):
         assert outside.address(f"n{index}.example.com.") == [f"198.51.100.{index}"]
     assert upstream.handshakes == 1, "the connection is kept"
@@ -103,7 +107,7 @@ def test_tls_upstream_one_connection_for_many_queries(outside: Outside) -> None:
 
 def test_tls_answers_in_any_order(outside: Outside) -> None:
     upstream = outside.tls()
-    outside.start("--upstream", f"tls://{FIRST}", "--tls-servername", SERVERNAME, "--tls-ca", str(outside.authority.ca))
+    outside.start_one("--tls-servername", SERVERNAME, "--tls-ca", str(outside.authority.ca))
     assert outside.address("n9.example.com.") == ["198.51.100.9"]
     upstream.swapped = True
 

@@ -14,6 +14,8 @@ from podwire_node.podspec import NodeDns
 
 from .settings import JOINED, ROLES, nameservers, override
 
+LINGER_SECONDS = 15.0  # for which names are answered without an agent, as when another version takes its place
+
 
 @dataclass(frozen=True)
 class AgentConfig:
@@ -66,6 +68,7 @@ def dns_config(config: AgentConfig) -> object:
         pod_cidrs=config.cluster_cidrs,
         service_cidrs=config.service_cidrs,
         corefile=str(config.corefile or ""),
+        linger=LINGER_SECONDS,
     )
     return override(made, "dns", config.sets)
 

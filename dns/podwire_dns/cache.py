@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from .rtypes import SOA
 from .shares import SHARE, Quotas
@@ -78,6 +78,10 @@ class Cache:
 
     def resize(self, capacity: int, keep_stale: float, prefetch: bool) -> None:
         self.capacity, self.keep_stale, self.prefetch = capacity, keep_stale, prefetch
+
+    def inherited(self) -> Cache:
+        """Returns this cache for a forked process: its answers, and counts of its own."""
+        return replace(self, hits=0, denials=0, misses=0, evicted=0, stale_hits=0, prefetched=0)
 
     def clear(self) -> None:
         self.entries.clear()

@@ -54,6 +54,7 @@ class DnsConfig:
     pods: answer a-b-c-d.namespace.pod names; verify_pods: answer only if a pod has the address (the feeder then watches
     all pods). notrack: exempt DNS on the listen addresses from conntrack.
     spare: a second server process reads the same sockets, so that the DNS survives the end of either (spare.py).
+    linger: seconds after SIGTERM for which the spare answers, if no other server takes the sockets over.
     batches: receive and send many packets with one call if the native code is available. shuffle: start the addresses
     of a name at a random address.
 
@@ -94,7 +95,8 @@ class DnsConfig:
     verify_pods: bool = False
     notrack: bool = True
     batches: bool = True
-    spare: bool = False
+    spare: bool = True
+    linger: float = 0.0
     health_address: str = ""
     ready_address: str = ""
     metrics_address: str = ""

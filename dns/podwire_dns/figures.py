@@ -14,7 +14,6 @@ from .cache import Cache
 from .metrics import BOUNDS, PATHS, Tally, total
 
 Pairs = Counter[tuple[str, str]]
-LARGEST = 1 << 20  # bytes of a report
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +33,12 @@ class CacheFigures:
         return CacheFigures(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(CacheFigures)))
 
 
-def of_cache(cache: Cache) -> CacheFigures:
-    denied = sum(entry.answer.rcode != 0 for entry in list(cache.entries.values()))
+def of_cache(cache: Cache, *, entries: bool = True) -> CacheFigures:
+    """entries: count them too."""
+    rows = list(cache.entries.values()) if entries else []
+    denied = sum(entry.answer.rcode != 0 for entry in rows)
     return CacheFigures(
-        len(cache.entries) - denied,
+        len(rows) - denied,
         denied,
         cache.hits,
         cache.denials,
@@ -99,7 +100,7 @@ def summed(every: Iterable[Figures]) -> Figures:
     return found
 
 
-# The report: a msgpack message
+# The report
 
 
 class _Tally(msgspec.Struct, array_like=True):
@@ -111,8 +112,11 @@ class _Tally(msgspec.Struct, array_like=True):
     sums: tuple[float, int, int, int, int]
 
 
-class _Report(msgspec.Struct, array_like=True):
+class Report(msgspec.Struct, tag="report", array_like=True):
+    """The figures of a spare as a message."""
+
     applied: int
+    looped: bool
     tallies: dict[str, _Tally]
     exchanges: list[tuple[str, str, int]]
     took: list[tuple[str, str, list[int], float]]
@@ -124,22 +128,8 @@ class _Report(msgspec.Struct, array_like=True):
     cache: tuple[int, int, int, int, int, int, int, int]
 
 
-_decoder = msgspec.msgpack.Decoder(int | _Report)
-
-
-def encode(applied: int, figures: Figures | None) -> bytes:
-    """Returns a message with its length before it. applied: the number of changes of the zone that the spare has
-    applied. figures: None: only this number.
-    """
-    body = msgspec.msgpack.encode(applied if figures is None else _report(applied, figures))
-    return len(body).to_bytes(4) + body
-
-
-def decode(body: bytes) -> tuple[int, Figures | None]:
-    """Raises msgspec.DecodeError for a message that is no report."""
-    found = _decoder.decode(body)
-    if isinstance(found, int):
-        return found, None
+def reported(found: Report) -> Figures:
+    """Raises msgspec.ValidationError for histograms of another version."""
     tallies = {path: _tally(found.tallies[path]) for path in PATHS if path in found.tallies}
     took = {}
     for to, rcode, counts, seconds in found.took:
@@ -156,13 +146,15 @@ def decode(body: bytes) -> tuple[int, Figures | None]:
         found.all_down,
         found.rejected,
     )
-    return found.applied, Figures(tallies, forwarded, CacheFigures(*found.cache))
+    return Figures(tallies, forwarded, CacheFigures(*found.cache))
 
 
-def _report(applied: int, figures: Figures) -> _Report:
+def report(applied: int, figures: Figures, *, looped: bool) -> Report:
+    """applied: the number of changes of the zone that the spare has applied. looped: it got a query of its own."""
     forwarded, cache = figures.forwarded, figures.cache
-    return _Report(
+    return Report(
         applied,
+        looped,
         {
             path: _Tally(
                 list(tally.types.items()),

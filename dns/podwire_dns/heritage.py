@@ -63,6 +63,15 @@ def inherit(run_dir: Path) -> tuple[Heritage, socket.socket]:
 
     Raises OSError.
     """
+    found, free = _asked(run_dir)
+    listener = _listener(run_dir / free)
+    if found.sockets:
+        log.info("took the sockets over from a predecessor", sockets=len(found.sockets))
+    return found, listener
+
+
+def _asked(run_dir: Path) -> tuple[Heritage, str]:
+    """Returns what the predecessors gave, and the one of PATHS that is free."""
     found, free = Heritage(), PATHS[0]
     for name in PATHS:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -87,10 +96,12 @@ def inherit(run_dir: Path) -> tuple[Heritage, socket.socket]:
         if data:
             sock.setblocking(False)
             found.holders.append(sock)
-    listener = _listener(run_dir / free)
-    if found.sockets:
-        log.info("took the sockets over from a predecessor", sockets=len(found.sockets))
-    return found, listener
+    return found, free
+
+
+def end_spares(run_dir: Path) -> None:
+    """Tells the spares of servers that ended to leave, if there are any."""
+    _asked(run_dir)[0].dismiss()
 
 
 def _listener(path: Path) -> socket.socket:

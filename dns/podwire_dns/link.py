@@ -20,6 +20,7 @@ class Link:
         self.sock, self._received = sock, received
         self._loop = asyncio.get_running_loop()
         self._backlog = bytearray()
+        self.soon: Callable[[Callable[[], None]], object] = self._loop.call_soon
         self._loop.add_reader(sock, self._read)
 
     @property

@@ -158,9 +158,16 @@ OPTIONS: list[Callable[[Function], Function]] = [
     ),
     click.option(
         "--spare/--no-spare",
-        default=False,
+        default=True,
         show_default=True,
         help="A second server process reads the same sockets, so that the DNS survives the end of either.",
+    ),
+    click.option(
+        "--linger",
+        type=click.FloatRange(0, 300),
+        default=DEFAULTS.linger,
+        show_default=True,
+        help="Seconds after SIGTERM for which the spare answers, or until the next server takes over.",
     ),
     click.option("--notrack/--no-notrack", default=True, show_default=True, help="Keep DNS out of conntrack."),
 ]
@@ -254,7 +261,9 @@ def serve(config: DnsConfig) -> None:
 def cleanup(config: DnsConfig) -> None:
     """Remove the addresses from lo, and the nft table podwire-dns."""
     from . import host
+    from .heritage import end_spares
 
+    end_spares(config.run_dir)
     for line in host.cleanup(Sources(config).load().addresses()) or ["nothing to remove"]:
         click.echo(line)
 

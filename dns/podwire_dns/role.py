@@ -63,6 +63,8 @@ async def _main(config: DnsConfig, sources: Sources, heritage: Heritage, listene
             status.update(ready=False, message="stopped", reason="Stopped")
         sparing.cancel()
         if spares is not None:
+            if server.config.linger and not spares.dismissed:
+                spares.linger(server.config.linger)
             await spares.leave()
 
 

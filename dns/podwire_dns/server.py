@@ -94,6 +94,7 @@ class Server:
         self.started = time.time()
         self.heritage = heritage or Heritage()
         self.sharing = sharing
+        self._loop_probe = names.to_wire(f"{secrets.token_hex(8)}.loop-probe.podwire.invalid.")
         self.zones = 0  # complete zones so far
         self.spares: Spares | None = None
         self.mended = 0  # sockets that were opened anew
@@ -221,6 +222,8 @@ class Server:
         """Returns the server of a forked process, which reads the same sockets and has the same zone."""
         made = Server(self.config, self.sources, stop, sharing=True)
         made.answerer.data, made._counts = data, counts
+        made.answerer.cache = made.forwarder.cache = self.answerer.cache.inherited()
+        made.answerer.loop_probe = self._loop_probe
         made._given = [sock.dup() for sock in sockets]
         return made
 
@@ -369,22 +372,28 @@ class Server:
 
     def _probe(self) -> None:
         """Detects an upstream that sends queries back to this server."""
-        probe = names.to_wire(f"{secrets.token_hex(8)}.loop-probe.podwire.invalid.")
-        self.answerer.loop_probe, self.answerer.looped = probe, False
+        self.answerer.loop_probe, self.answerer.looped = self._loop_probe, False
+        question = self._loop_probe + HINFO_IN
 
         def told(_: object) -> None:
             if self.answerer.looped:
-                log.error(
-                    "an upstream sends queries back to this DNS; each would loop until it times out",
-                    upstreams=list(self.forwarder.down()),
-                )
+                self.tell_loop()
 
-        if self.forwarder.route(probe + HINFO_IN) is not None:
-            self.forwarder.ask((probe + HINFO_IN, False, False), told)
+        if self.forwarder.route(question) is not None:
+            self.forwarder.ask((question, False, False), told)
+
+    def tell_loop(self) -> None:
+        """Says that an upstream sends queries back, which this process or its spare has seen."""
+        self.answerer.looped = True
+        log.error(
+            "an upstream sends queries back to this DNS; each would loop until it times out",
+            upstreams=list(self.forwarder.down()),
+        )
 
     async def _housekeeping(self) -> None:
         """Prefetches the answers that the cache reports as due, and checks this server's /health as a kubelet does."""
-        self._probe()
+        if self._given is None:
+            self._probe()
         checked, looked, followed = time.monotonic(), float("-inf"), time.monotonic()
         while True:
             if time.monotonic() - looked >= OWN_SECONDS:
@@ -468,7 +477,7 @@ class Server:
         return figures.Figures(
             {path: self.observer.total(path) for path in metrics.PATHS},
             self.forwarder.state(self.waiting.turns.refused).counts(),
-            figures.of_cache(self.answerer.cache),
+            figures.of_cache(self.answerer.cache, entries=self._given is None),  # both caches have the same entries
         )
 
     def tallies(self) -> dict[str, metrics.Tally]:

@@ -24,8 +24,8 @@ import msgspec
 
 from podwire_base.role import logs
 
-from . import feed, figures, host, native, spareprocess
-from .figures import Figures
+from . import feed, figures, host, native, spareprocess, twins
+from .figures import Figures, Report
 from .link import Link
 
 if TYPE_CHECKING:
@@ -64,9 +64,9 @@ class Spare:
         self.counts, self.paths, self.heard = Counts(len(paths)), paths, time.monotonic()
         self.leaving = False
         self._figures = Figures()
-        self._sent = self._applied = 0
+        self._sent = self._applied = 0  # changes
         self._times: deque[tuple[int, float]] = deque()  # (number of a change, when it was sent)
-        self._received = bytearray()
+        self._frames, self._server = twins.Frames(), server
         first = host.helper()
         twin = None
         if first is not None:
@@ -81,13 +81,14 @@ class Spare:
         if twin is not None:
             twin.close_here()
         self._link = Link(own, self._read)
+        self.sharing = twins.Sharing(self._link.send, lambda: self._link.backlog, self._link.soon)
 
-    def send(self, message: feed.Message, now: float) -> None:
+    def send(self, message: feed.Delta, now: float) -> None:
         """Passes a change of the zone on."""
         self._sent += 1
         if not self._times or now - self._times[-1][1] >= STEP_SECONDS:
             self._times.append((self._sent, now))
-        self._link.send(feed.frame(message))
+        self._link.send(twins.frame(message))
 
     def lag(self, now: float) -> float:
         """Returns the seconds since the oldest change was sent that the spare has not applied; 0.0: it has all."""
@@ -96,15 +97,23 @@ class Spare:
         return now - self._times[0][1] if self._times else 0.0
 
     def _read(self, data: bytes) -> None:
-        self._received += data
-        while len(self._received) >= 4 and len(self._received) >= (end := 4 + int.from_bytes(self._received[:4])):
-            with contextlib.suppress(msgspec.DecodeError):
-                self._applied, told = figures.decode(bytes(self._received[4:end]))
-                if told is not None:
-                    self._figures, self.heard = told, time.monotonic()
-            while self._times and self._times[0][0] <= self._applied:
-                self._times.popleft()
-            del self._received[:end]
+        with contextlib.suppress(msgspec.DecodeError):
+            for message in self._frames.add(data):
+                match message:
+                    case twins.Applied(number):
+                        self._has(number)
+                    case Report():
+                        self._figures, self.heard = figures.reported(message), time.monotonic()
+                        self._has(message.applied)
+                        if message.looped and not self.leaving and not self._server.answerer.looped:
+                            self._server.tell_loop()
+                    case twins.Answers() if not self.leaving:  # a leaving spare has other settings
+                        twins.take(self._server.answerer.cache, message, time.monotonic())
+
+    def _has(self, applied: int) -> None:
+        self._applied = applied
+        while self._times and self._times[0][0] <= applied:
+            self._times.popleft()
 
     def figures(self) -> Figures:
         """Returns the counts of the spare; those of the compiled loops are of this moment."""
@@ -112,6 +121,11 @@ class Spare:
         for path, counts in zip(self.paths, self.counts.all, strict=False):
             found.tallies[path].add_native(counts)
         return found
+
+    def linger(self, seconds: float) -> None:
+        """Lets the spare serve without this server."""
+        self._link.send(twins.frame(twins.Linger(seconds)))
+        self.leaving = True
 
     def leave(self) -> None:
         self.leaving = True

@@ -1,7 +1,7 @@
 """The process of a spare server (spare.py): it reads the first server's sockets, with its zone.
 
 If the first server dies, the spare goes on with the last zone, until the next server takes the sockets over
-(heritage.py). Without a next server it ends after ORPHAN_SECONDS.
+(heritage.py). Without a next server it ends after ORPHAN_SECONDS, or what the first server said at its end.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from podwire_base.role.helper import Connection
 from podwire_base.role.run import NOTIFY, STOP_SIGNALS, stop_event
 from podwire_base.role.title import set_title
 
-from . import feed, figures, host
+from . import feed, figures, host, twins
+from .cache import Cache
 from .heritage import Holder
 from .link import Link
 from .zone import ZoneData
@@ -85,27 +86,35 @@ def _drop_others(kept: set[int]) -> None:
 
 
 class _Feed:
-    """Applies the changes that the first server passes on. ended: the monotonic time of the first server's end."""
+    """Applies what the first server passes on. ended: the monotonic time of the first server's end."""
 
-    def __init__(self, sock: socket.socket, data: ZoneData) -> None:
-        self.data, self.applied, self.ended = data, 0, float("inf")
-        self._frames = feed.Frames()
+    def __init__(self, sock: socket.socket, data: ZoneData, cache: Cache) -> None:
+        self.data, self.cache, self.applied, self.ended = data, cache, 0, float("inf")
+        self.patience = ORPHAN_SECONDS
+        self._frames = twins.Frames()
         self.link = Link(sock, self._read)
+        self.sharing = twins.Sharing(self.link.send, lambda: self.link.backlog, self.link.soon)
 
     def _read(self, received: bytes) -> None:
         if not received:
             self.ended = time.monotonic()
             log.warn("the first server is gone, going on with the last zone", answers=len(self.data.answers))
             return
+        before = self.applied
         for message in self._frames.add(received):
-            self.applied += 1
             if isinstance(message, feed.Delta):
+                self.applied += 1
                 self.data.apply(message)
-        self.tell(None)
+            elif isinstance(message, twins.Linger):
+                self.patience = message.seconds
+            elif isinstance(message, twins.Answers):
+                twins.take(self.cache, message, time.monotonic())
+        if self.applied != before:
+            self.tell(twins.Applied(self.applied))
 
-    def tell(self, told: figures.Figures | None) -> None:
-        if not self.link.backlog:  # else the next message says it
-            self.link.send(figures.encode(self.applied, told))
+    def tell(self, message: twins.Message) -> None:
+        if self.link.backlog <= twins.MOST_WAITING:  # else the next message says it
+            self.link.send(twins.frame(message))
 
 
 async def _serve(
@@ -118,14 +127,16 @@ async def _serve(
 ) -> None:
     stop = stop_event()
     async with first.spare(sockets, counts, data, stop) as server:
-        source, holder = _Feed(link, data), Holder(listener, sockets, stop)
+        source, holder = _Feed(link, data, server.answerer.cache), Holder(listener, sockets, stop)
+        server.forwarder.sharing = source.sharing
         holding = asyncio.create_task(holder.run())
         while not stop.is_set():
             now = time.monotonic()
             if source.ended == float("inf"):
                 if server.stuck(now) < STUCK_SECONDS:
-                    source.tell(server.own_figures())
-            elif not holder.asked and now - max(source.ended, holder.idle) > ORPHAN_SECONDS:
+                    looped = server.answerer.looped
+                    source.tell(figures.report(source.applied, server.own_figures(), looped=looped))
+            elif not holder.asked and now - max(source.ended, holder.idle) > source.patience:
                 log.warn("no server took the sockets over, ending", seconds=now - source.ended)
                 break
             with contextlib.suppress(TimeoutError):

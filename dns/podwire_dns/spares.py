@@ -54,7 +54,7 @@ class Spares:
             self.look()
             await asyncio.sleep(LOOK_SECONDS)
 
-    def relay(self, message: feed.Message) -> None:
+    def relay(self, message: feed.Delta) -> None:
         """Passes a change of the zone to the spare."""
         if self.spare is not None and self._of == self._wanted():
             self.spare.send(message, time.monotonic())
@@ -87,6 +87,7 @@ class Spares:
                 self.spare.heard = now  # from now on, it has LEAVE_SECONDS
                 self._old.append(self.spare)
             self.spare, self._of, self.dismissed = fresh, wanted, False
+            self.server.forwarder.sharing = fresh.sharing
             log.info("spare server started", pid=fresh.pid)
 
     def _reap(self) -> None:
@@ -107,6 +108,8 @@ class Spares:
     def _retire(self, spare: Spare) -> None:
         self._retired = figures.summed((self._retired, spare.figures().ended()))
         spare.close()
+        if self.server.forwarder.sharing is spare.sharing:
+            self.server.forwarder.sharing = None
         if spare is self.spare:
             self.spare = None
         else:
@@ -115,6 +118,12 @@ class Spares:
     def figures(self) -> Figures:
         """Returns the counts of all spares since the start."""
         return figures.summed((self._retired, *(spare.figures() for spare in self._every())))
+
+    def linger(self, seconds: float) -> None:
+        """Lets the spare serve until the next server takes over, at most so many seconds."""
+        if self.spare is not None:
+            self.spare.linger(seconds)
+            self.spare = None
 
     async def leave(self) -> None:
         """Ends the spares. Returns when they have ended, after at most END_SECONDS."""

@@ -27,6 +27,7 @@ from .flight import Done, Flight, Once, Request
 from .forward import Route, Upstreams
 from .metrics import BOUNDS
 from .metrics_page import Forwarding
+from .twins import Sharing
 from .wire import EMPTY, REFUSED, SERVFAIL
 
 log = logs.get("dns")
@@ -71,6 +72,7 @@ class Forwarder:
         self.cache, self.most = cache, most
         self.asked = self.refused = 0
         self.retired = False  # other settings apply: failures are not kept for them
+        self.sharing: Sharing | None = None
         self.exchanges: Counter[tuple[str, str]] = Counter()  # (upstream, rcode or "none")
         self.took: dict[tuple[str, str], Histogram] = {}  # (upstream, rcode) -> seconds
         self.failures: Counter[str] = Counter()
@@ -250,16 +252,20 @@ class Forwarder:
         flight.fallback = answer
         if not (flight.cut or self.retired) and (answer is None or not forward.is_final(answer)):
             failure = answer or Upstreamed(SERVFAIL, EMPTY)
-            self.cache.fail(flight.key, failure, time.monotonic(), flight.upstreams.route.failure_cap)
+            cap = flight.upstreams.route.failure_cap
+            self.cache.fail(flight.key, failure, time.monotonic(), cap)
+            if self.sharing is not None and cap:
+                self.sharing.tell(flight.key, failure, (0.0, 0.0), cap, flight.source)
         answer = self._or_stale(flight.key, answer) if flight.waiters else answer
         for done in flight.waiters:
             done(answer)
 
     def keep(self, flight: Flight, answer: Upstreamed) -> Upstreamed:
         route = flight.upstreams.route
-        return self.cache.put(
-            flight.key, answer, time.monotonic(), route.positive_cap, route.negative_cap, flight.source
-        )
+        caps = route.positive_cap, route.negative_cap
+        if self.sharing is not None and not self.retired:
+            self.sharing.tell(flight.key, answer, caps, 0.0, flight.source)
+        return self.cache.put(flight.key, answer, time.monotonic(), *caps, flight.source)
 
     def send(self, flight: Flight, address: str) -> Request:
         """Sends the query to one upstream and records the health of the upstream.

@@ -94,11 +94,13 @@ class DnsNode:
         return 0
 
     def kill_spare(self) -> None:
-        """Kill the spare server: it outlives a killed server."""
-        pid = self.spare()
-        if pid:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        """Kill the spare servers of this node: they outlive killed servers."""
+        here = self.node.call(lambda: Path("/proc/thread-self/ns/net").readlink())
+        for entry in Path("/proc").iterdir():
+            with contextlib.suppress(OSError):
+                spare = (entry / "cmdline").read_bytes().startswith(b"podwire\0dns-spare")
+                if spare and (entry / "ns" / "net").readlink() == here:
+                    os.kill(int(entry.name), signal.SIGKILL)
 
     def status(self, role: str) -> dict[str, Any]:
         """Return the role's last status, {} if the role has not written a status."""

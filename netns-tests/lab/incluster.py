@@ -284,6 +284,7 @@ class WorkloadPod:
     def start(self, **more: str) -> None:
         """Start the container. If it is not privileged, it has only the capabilities in the manifest."""
         (container,) = self.spec["containers"]
+        env = self.environment(container, PODWIRE_SERVICE_ACCOUNT_DIR=str(self.account), **more)
         security = container["securityContext"]
         caps = ["-all", *(f"+{own.lower()}" for own in security.get("capabilities", {}).get("add", []))]
         drop = (
@@ -293,7 +294,6 @@ class WorkloadPod:
         )
         for row in self.spec.get("securityContext", {}).get("sysctls", []):
             self.ns.run(["sysctl", "-qw", f"{row['name']}={row['value']}"])
-        env = self.environment(container, PODWIRE_SERVICE_ACCOUNT_DIR=str(self.account), **more)
         args = [re.sub(r"\$\((\w+)\)", lambda m: env[m[1]], word) for word in container["args"]]
         args = [word.replace("=/", f"={self.folder}/") for word in args]  # paths in the pod's directory
         with open(self.folder / "agent.log", "a") as log:

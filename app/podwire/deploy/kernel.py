@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
+
+RUN_DIR = Path("/run/podwire")
 
 
 def clean(dns_address: str) -> Iterator[str]:
@@ -12,10 +15,11 @@ def clean(dns_address: str) -> Iterator[str]:
     from podwire_base.kernel.nft import ruleset as nft
     from podwire_base.kernel.nft import socket as nft_socket
     from podwire_cni import routes
-    from podwire_dns import host
+    from podwire_dns import heritage, host
     from podwire_proxy.main import cleanup
 
     yield from cleanup()
+    heritage.end_spares(RUN_DIR)
     yield from host.cleanup([dns_address])
     with nft_socket.Connection() as connection:
         for table in sorted(connection.tables(), key=str):

@@ -25,12 +25,14 @@ from typing import Any
 import dns.message
 import dns.query
 import dns.rcode
+import dns.rrset
 import pytest
 
 from podwire_base.kube.client.reflector import Event
 from podwire_base.patience import patient
 from podwire_dns.config import DnsConfig
 from podwire_dns.feeder import Feeder
+from podwire_dns.heritage import end_spares
 from podwire_dns.testing import builders, cases
 from podwire_dns.testing.cases import HTTP, SVC, service
 from podwire_dns.tests.test_observed import get, samples
@@ -54,7 +56,7 @@ class Node:
     def __init__(self, folder: Path, first: str = "", *flags: str) -> None:
         """first: Python that each server runs before anything else."""
         self.config = replace(builders.CONFIG, run_dir=folder, listen=("127.0.0.1",), port=free_port())
-        self.first, self.flags = first, flags
+        self.first, self.flags = first, flags if "--upstream" in flags else ("--upstream", "none", *flags)
         self.loop = asyncio.new_event_loop()
         self.thread = threading.Thread(target=self.loop.run_forever)
         self.thread.start()
@@ -66,7 +68,7 @@ class Node:
     def words(self) -> list[str]:
         return [
             *("--run-dir", str(self.config.run_dir), "--listen", "127.0.0.1", "--port", str(self.config.port)),
-            *("--no-notrack", "--upstream", "none", "--spare", *self.flags),
+            *("--no-notrack", *self.flags),
         ]
 
     def start(self) -> subprocess.Popen[bytes]:
@@ -137,6 +139,17 @@ class Node:
             self.starve()
         self.loop.call_soon_threadsafe(self.loop.stop)
         self.thread.join()
+
+
+def halt(pid: int) -> None:
+    """Stops a process. Until all its threads stand still, it may read queries that it does not answer."""
+
+    def still() -> bool:
+        states = [path.read_text().rpartition(")")[2].split()[0] for path in Path(f"/proc/{pid}/task").glob("*/stat")]
+        return set(states) == {"T"}
+
+    os.kill(pid, signal.SIGSTOP)
+    eventually(still, "it stands still")
 
 
 def children(pid: int) -> list[int]:
@@ -289,6 +302,38 @@ def test_sigterm_ends_both(node: Node) -> None:
     assert node.status()["reason"] == "Stopped"
 
 
+def test_a_spare_lingers_until_the_next_server_takes_over(started: Callable[..., Node]) -> None:
+    """As an agent's server does, since another version of the agent may follow."""
+    node = started("", "--linger", "30")
+    before = node.spare()
+    with Clients(node.config) as clients:
+        node.process.terminate()
+        assert node.process.wait(patient(10)) == 0
+        time.sleep(1)
+        assert b"dns-spare" in command(before)
+        node.process = node.start()
+        eventually(lambda: node.both(before), "there are two servers again")
+        eventually(lambda: b"dns-spare" not in command(before), "the old spare left")
+    clients.check(0)
+    assert clients.lost == 0
+
+
+def test_a_spare_lingers_for_a_while_only(started: Callable[..., Node]) -> None:
+    node = started("", "--linger", "1")
+    before = node.spare()
+    node.process.terminate()
+    assert node.process.wait(patient(10)) == 0
+    assert b"dns-spare" in command(before)
+    eventually(lambda: b"dns-spare" not in command(before), "it ended")
+    node.process = node.start()
+    eventually(node.both, "there are two servers")
+    before = node.spare()
+    node.process.terminate()
+    assert node.process.wait(patient(10)) == 0
+    end_spares(node.config.run_dir)
+    eventually(lambda: b"dns-spare" not in command(before), "`cleanup` ends it at once", 0.9)
+
+
 def test_another_zone_reaches_both(node: Node) -> None:
     before = node.spare()
     with Clients(node.config) as clients:
@@ -363,6 +408,73 @@ def test_a_spare_that_stands_still_does_not_keep_queries(started: Callable[..., 
     with Clients(node.config) as clients:
         time.sleep(0.3)
     clients.check(0)
+
+
+class Upstream:
+    """Answers every name with an address, and those below fail.test with SERVFAIL. asked: the names of all queries."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.sock.bind(("127.0.0.1", 0))
+        self.address = f"127.0.0.1#{self.sock.getsockname()[1]}"
+        self.thread = threading.Thread(target=self._work)
+        self.thread.start()
+
+    def _work(self) -> None:
+        while True:
+            data, peer = self.sock.recvfrom(4096)
+            if not data:
+                return
+            query = dns.message.from_wire(data)
+            name = query.question[0].name.to_text().lower()
+            self.asked.append(name)
+            reply = dns.message.make_response(query)
+            if name.endswith("fail.test."):
+                reply.set_rcode(dns.rcode.SERVFAIL)
+            else:
+                reply.answer.append(dns.rrset.from_text(name, 60, "IN", "A", "198.51.100.7"))
+            self.sock.sendto(reply.to_wire(), peer)
+
+    def close(self) -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.sendto(b"", self.sock.getsockname())
+        self.thread.join()
+        self.sock.close()
+
+
+def test_answers_of_upstreams_are_those_of_both(started: Callable[..., Node]) -> None:
+    """A name is asked for once, whichever process gets the next query; failures too (RFC 9520). A new spare has the
+    cache as well.
+    """
+    with contextlib.closing(Upstream()) as upstream:
+        node = started("", "--upstream", upstream.address)
+
+        def ask(name: str) -> dns.message.Message:
+            query = dns.message.make_query(name, "A")
+            return dns.query.udp(query, "127.0.0.1", patient(5), node.config.port)
+
+        def alone(stopped: int) -> None:
+            """asks one process alone"""
+            halt(stopped)
+            try:
+                for number in range(20):
+                    assert ask(f"n{number}.test.").answer[0][0].to_text() == "198.51.100.7"
+                assert ask("a.fail.test.").rcode() == dns.rcode.SERVFAIL
+            finally:
+                os.kill(stopped, signal.SIGCONT)
+                time.sleep(0.1)
+
+        spare = node.spare()
+        alone(spare)
+        assert len(upstream.asked) >= 21
+        asked = len(upstream.asked)
+        alone(node.process.pid)
+        assert len(upstream.asked) == asked
+        node.kill("spare")
+        eventually(lambda: node.both(spare), "there are two servers again")
+        alone(node.process.pid)
+        assert len(upstream.asked) == asked, upstream.asked
 
 
 SUPERVISOR = """
