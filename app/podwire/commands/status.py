@@ -12,8 +12,10 @@ import click
 from podwire_base.kube import table
 from podwire_base.kube.client.http import ApiClient
 from podwire_base.kube.conditions import condition, is_true
+from podwire_base.kube.errors import Refused
 from podwire_base.kube.meta import Object, key, name
 from podwire_base.kube.registry import of
+from podwire_base.kube.unattended import MISSING
 from podwire_base.role.supervisor import read_state
 from podwire_node.kubelet import ROLES
 
@@ -125,6 +127,22 @@ def _processes() -> list[dict[str, Any]]:
     return rows
 
 
+async def _unattended(api: ApiClient) -> dict[str, int]:
+    """Return kind -> number of objects for each kind that has objects, and for which nothing acts. A server that does
+    not serve a kind has none of it.
+    """
+
+    async def count(kind: str) -> int:
+        try:
+            page = await api.get(of(kind).path(), limit="1")
+        except Refused:
+            return 0
+        return len(page["items"]) + int(page["metadata"].get("remainingItemCount") or 0)
+
+    counts = await asyncio.gather(*map(count, MISSING))
+    return {kind: number for kind, number in zip(MISSING, counts, strict=True) if number}
+
+
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
 @kubeconfig_option
@@ -132,11 +150,12 @@ def status(as_json: bool, kubeconfig: str | None) -> None:
     """Show nodes, pods, Services, and the state of each role."""
     paths = ("/api/v1/nodes", "/api/v1/pods", "/api/v1/services", "/apis/discovery.k8s.io/v1/endpointslices")
 
-    async def work(api: ApiClient) -> list[list[Object]]:
+    async def work(api: ApiClient) -> tuple[list[list[Object]], dict[str, int]]:
         lists = await asyncio.gather(*(api.get(path) for path in paths))
-        return [found["items"] for found in lists]
+        return [found["items"] for found in lists], await _unattended(api)
 
-    data = summary(*with_api(kubeconfig, work))
+    lists, idle = with_api(kubeconfig, work)
+    data = {**summary(*lists), "noController": idle}
     data["processes"] = _processes()
     if as_json:
         click.echo(json.dumps(data, indent=2))
@@ -144,6 +163,8 @@ def status(as_json: bool, kubeconfig: str | None) -> None:
     _print(data)
     for line in compiled.lines(compiled.missing()):
         out.print(line, highlight=False, markup=False)
+    for kind, count in data["noController"].items():
+        out.print(f"{kind} ({count}): no controller: {MISSING[kind]}", highlight=False, markup=False)
     restarted = [p for p in data["processes"] if p["restarts"] or not p["pid"]]
     for row in restarted:
         out.print(

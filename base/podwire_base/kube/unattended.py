@@ -1,0 +1,26 @@
+"""The kinds that the API serves and for which nothing in the embedded cluster acts yet: what therefore does not happen.
+
+An Event (reason NoController) on each object and `podwire status` say so. A part that begins to act for a kind takes
+the kind's row away.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+REASON: Final = "NoController"
+MISSING: Final[dict[str, str]] = {
+    "StatefulSet": "no pods are created for it",
+    "DaemonSet": "no pods are created for it",
+    "Job": "no pods are created for it",
+    "CronJob": "no Jobs are created for it",
+    "ReplicationController": "no pods are created for it",
+    "HorizontalPodAutoscaler": "nothing is scaled by it",
+    "PodDisruptionBudget": "nothing is counted for it, and evictions do not ask it",
+    "PersistentVolumeClaim": "no volume is bound to it",
+    "Ingress": "no traffic is routed by it",
+    "NetworkPolicy": "no traffic is filtered by it",
+    "ResourceQuota": "nothing is counted or refused by it",
+    "LimitRange": "it sets and refuses nothing",
+    "ResourceClaim": "no device is allocated for it",
+}
