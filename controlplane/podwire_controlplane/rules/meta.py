@@ -15,7 +15,7 @@ from .fields import Causes, Form, all_invalid, forbidden, invalid, required, too
 ANNOTATIONS_MAX = 256 * 1024  # bytes, names and values together
 STANDARD_FINALIZERS = ("kubernetes", "orphan", "foregroundDeletion")
 _LABEL_NAMED = {("", "Namespace"), ("", "Service"), ("apps", "StatefulSet")}
-_SEGMENT_GROUPS = ("rbac.authorization.k8s.io",)
+_SEGMENT_GROUPS = ("apiregistration.k8s.io", "events.k8s.io", "rbac.authorization.k8s.io")
 _IMMUTABLE = ("name", "namespace", "uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds")
 
 
@@ -24,7 +24,7 @@ def name_form(resource: Resource) -> Form:
     pair = (resource.group, resource.kind)
     if pair in _LABEL_NAMED:
         return fields.label
-    if resource.group in _SEGMENT_GROUPS:
+    if resource.group in _SEGMENT_GROUPS or resource.kind == "Event":  # upstream asks no more of these names
         return fields.path_segment
     if pair == ("networking.k8s.io", "IPAddress"):
         return _canonical_ip

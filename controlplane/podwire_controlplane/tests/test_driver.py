@@ -170,7 +170,7 @@ def test_scaling_down_pods_that_never_ran_shows_in_the_status() -> None:
         await cluster.api.patch(DEPLOYMENTS + "/web", {"spec": {"replicas": 1}})
 
         async def counted() -> bool:
-            return bool((await cluster.api.get(DEPLOYMENTS + "/web"))["status"]["replicas"] == 1)
+            return bool((await cluster.api.get(DEPLOYMENTS + "/web"))["status"].get("replicas") == 1)
 
         await cluster.until(counted)
 

@@ -204,6 +204,17 @@ def test_refusals_name_the_field(made: Object, field: str, reason: str) -> None:
     assert causes(made).get(field) == f"FieldValue{reason}", causes(made)
 
 
+def test_names_of_events_are_one_segment_of_a_path() -> None:
+    """Our own roles, and client-go of other languages, generate names from a prefix that ends with a dot."""
+    about = {"involvedObject": {"kind": "Pod", "name": "p", "namespace": "default"}}
+    for metadata in ({"generateName": "pod.", "name": "pod.x1"}, {"name": "A_b"}, {"name": "pod."}):
+        made = {"apiVersion": "v1", "kind": "Event", "metadata": {"namespace": "default", **metadata}, **about}
+        assert causes(made) == {}
+    made = {"apiVersion": "v1", "kind": "Event", "metadata": {"namespace": "default", "name": "a/b"}, **about}
+    assert causes(made) == {"metadata.name": "FieldValueInvalid"}
+    assert "metadata.generateName" in causes(at(pod(), "metadata.generateName", "pod."))
+
+
 @pytest.mark.parametrize(
     ("before", "path", "value", "field"),
     [
