@@ -33,6 +33,8 @@ def plain(text: str) -> str:
         (r"\d+\.\d+\.\d+\.\d+", "IP"),
         (r"node\d", "NODE"),
         (r"[\d.]+ ms", "TIME"),
+        (r"in pod \S+", "in POD"),
+        (r" \(and \d+ more alike\)", ""),
         (r"sources-\w+", "SOURCES"),
     ):
         text = re.sub(what, word, text)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
@@ -12,7 +14,12 @@ import pytest
 from lab import explained as x
 from lab.dataplane import Ours
 from lab.netns import Lab
+from lab.patience import wait_until
 from lab.serviceworld import SILENCE, World, ask
+from podwire.explain.answer import Answer as Explained
+from podwire.explain.lookup import Question
+from podwire.explain.names import parse, source, target
+from podwire.explain.sending import prove
 from podwire_proxy.testing import scenarios as s
 
 FLOWS = 500 if os.environ.get("PODWIRE_LONG") else 50
@@ -53,3 +60,55 @@ def test_random_flows_meet_the_fate_that_was_explained(clean: World, tmp_path: P
         finally:
             x.remove(world.node, drawn)
     assert not wrong, f"{len(wrong)} of {FLOWS}\n\n" + "\n\n".join(wrong[:5])
+
+
+def sent(world: World, run_dir: Path, src: str, dst: str, number: int, protocol: str = "TCP") -> Explained:
+    """What `--send` adds to an explanation."""
+    said = x.explained(world, run_dir, (), src, dst, number, protocol)
+    objects = x.cluster(())
+    sender = source(src, objects)
+    at = f"{dst}/icmp" if protocol == "ICMP" else f"{dst}:{number}/{protocol.lower()}"
+    found = target(parse(at), objects, sender)
+    prove(Question(sender, found, objects, x.reach(world, run_dir)), said)
+    return said
+
+
+def test_what_is_sent_is_followed_to_where_it_was_last_seen(clean: World, tmp_path: Path) -> None:
+    world, run_dir = clean, x.announcing(tmp_path)
+    said = sent(world, run_dir, s.POD_A, s.POD_B, s.TARGET)
+    assert (said.agrees, said.last_seen) == (True, "the answer, on n1: left by veth0")
+    assert "n1: packet passed prerouting, forward, postrouting" in said.seen
+    said = sent(world, run_dir, s.POD_A, s.POD_B, 1234)
+    assert (said.verdict, said.sent, said.agrees) == ("reject", "refused", True)
+    world.node.run(
+        ["nft", "-f", "-"],
+        input=f"""table inet fw {{
+      chain c {{ type filter hook forward priority 0; ip daddr {s.POD_B} tcp dport {s.TARGET} drop; }}
+    }}""",
+    )
+    said = sent(world, run_dir, s.POD_A, s.POD_B, s.TARGET)
+    assert (said.verdict, said.agrees) == ("drop", True)
+    assert said.last_seen == "the packet, on n1: the rule with handle 2 of table fw, chain c, ended it"
+    said = sent(world, run_dir, s.NODE_IP, s.POD_C, s.TARGET, "UDP")
+    assert (said.agrees, said.verdict) == (True, "forward")
+    said = sent(world, run_dir, s.POD_A, s.POD_C, 0, "ICMP")
+    assert (said.agrees, said.verdict, said.last_seen) == (True, "forward", "the answer, on n1: left by veth0")
+    assert "podwire-trace" not in world.node.run(["nft", "list", "tables"]).stdout
+
+
+def test_the_kernel_removes_the_trace_of_a_process_that_was_killed(clean: World) -> None:
+    code = (
+        "import time\nfrom podwire.explain.tracing import Followed, Tracer\n"
+        "made = Tracer('n', 'ip', [Followed('', '', 'TCP')])\nprint('up', flush=True)\ntime.sleep(60)"
+    )
+    process = clean.node.popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "up\n"
+        assert "podwire-trace" in clean.node.run(["nft", "list", "tables"]).stdout
+        refused = clean.node.run(["nft", "add", "chain", "ip", "podwire-trace", "x"], check=False)
+        assert refused.returncode, "nobody else may change it"
+    finally:
+        process.kill()
+        process.wait()
+    wait_until(lambda: "podwire-trace" not in clean.node.run(["nft", "list", "tables"]).stdout, "the table is gone")

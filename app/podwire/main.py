@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "open": ("podwire.commands.publish", "open_", "Print the URL of a Service for a browser on this machine."),
     "explain": ("podwire.commands.explain", "explain_", "Say what becomes of a packet, step by step, and why."),
     "node-walk": ("podwire.commands.explain", "node_walk", "Answer `podwire explain` about this node."),
+    "nft": ("podwire.commands.nft", "group", "The ruleset of a node, with the Service or pod of each element."),
     "cleanup": ("podwire.commands.explain", "cleanup", "Remove the Service proxy's rules from a node."),
     "node": ("podwire.commands.pods", "node", "Run a command in a node of the cluster on this machine."),
     "list": ("podwire.commands.cluster", "list_", "The clusters on this machine."),

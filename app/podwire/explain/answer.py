@@ -10,6 +10,7 @@ from typing import Any
 from .steps import Step
 
 SHOWN = 5  # endpoints that are listed one by one; the others of a kind are counted
+_NAMES = re.compile(r"pod \S+")
 _ADDRESS = re.compile(r"\d+\.\d+\.\d+\.\d+|[0-9a-f:]*:[0-9a-f:]+")
 
 
@@ -42,7 +43,8 @@ class Answer:
     """verdict: "forward" (to an endpoint, or to a server), "reject" (refused at once), "drop" (silence), "pass" (no
     Service; it leaves the cluster) or "unknown". reason: a code of kernel/reasons.py or of steps.fault, "" where all is
     well. cause: one sentence for people. warnings: what does not stop this packet, but another one. doubts: what could
-    not be judged. sent: the outcome of --send in words, "" without it.
+    not be judged. sent: the outcome of --send in words, "" without it. seen: the nodes that
+    saw its packets; last_seen: where.
     """
 
     source: str
@@ -64,6 +66,7 @@ class Answer:
     sent: str = ""
     agrees: bool | None = None
     last_seen: str = ""
+    seen: list[str] = field(default_factory=list)
 
     @property
     def good(self) -> bool:
@@ -94,7 +97,7 @@ class Answer:
         }  # fmt: skip
 
     def _sent(self) -> dict[str, Any]:
-        return {"result": self.sent, "asExplained": self.agrees, "lastSeen": self.last_seen}
+        return {"result": self.sent, "asExplained": self.agrees, "lastSeen": self.last_seen, "seen": self.seen}
 
     def _all(self) -> Iterator[tuple[str, Step]]:
         yield from ((self.node, step) for step in self.heads)
@@ -119,6 +122,7 @@ class Answer:
         yield f"verdict      {self.verdict}: {self.cause}"
         if self.sent:
             yield f"sent         {self.sent}: {'as explained' if self.agrees else 'NOT as explained'}"
+        yield from (f"seen         {line}" for line in self.seen)
         if self.last_seen:
             yield f"last seen    {self.last_seen}"
 
@@ -134,19 +138,28 @@ class Answer:
         """Yields a block for each kind of end: the endpoints, their route, their steps, what becomes of the packet."""
         kinds: dict[tuple[Any, ...], list[End]] = {}
         for end in self.ends:
-            told = tuple((node, step.stage, _ADDRESS.sub("*", step.text)) for node, step in end.steps)
-            cause = _ADDRESS.sub("*", end.cause).replace(end.pod, "*") if end.pod else _ADDRESS.sub("*", end.cause)
-            kinds.setdefault((end.route, end.node, end.verdict, end.reason, cause, told), []).append(end)
+            told = tuple((node, step.stage, _alike(step.text)) for node, step in end.steps)
+            kind = (end.route, end.node, end.verdict, end.reason, _alike(end.cause), told)
+            kinds.setdefault(kind, []).append(end)
         for ends in kinds.values():
             if ends[0].route:
                 yield f"route        {_listed(end.ip for end in ends)}: {ends[0].route}"
+            more = f" (and {len(ends) - 1} more alike)" if len(ends) > 1 else ""
             steps = [
-                Step(s.stage, f"{node}: {s.text}" if node and node != self.node else s.text)
-                for node, s in ends[0].steps
+                Step(
+                    step.stage,
+                    (f"{node}: " if node and node != self.node else "") + step.text + more * (step.stage == "endpoint"),
+                )
+                for node, step in ends[0].steps
             ]
             yield from _titled(steps)
             if ends[0].reason and len(self.ends) > 1:
                 yield f"{'endpoint':<12} {_listed(end.at for end in ends)}: {ends[0].verdict}: {ends[0].cause}"
+
+
+def _alike(text: str) -> str:
+    """Returns the text without what differs between endpoints of one kind."""
+    return _NAMES.sub("pod *", _ADDRESS.sub("*", text))
 
 
 def _listed(words: Iterable[str]) -> str:

@@ -31,6 +31,11 @@ if TYPE_CHECKING:
 
 _ORIGINS = {"pod": "a pod's address", "node": "this node itself", "outside": "outside the cluster"}
 _SILENT = ("drop", "reject")
+# the reasons of the Service proxy's own rules
+_PROXYS = {
+    Reason.NO_ENDPOINTS, Reason.NO_LOCAL_ENDPOINTS, Reason.SOURCE_RANGE, Reason.UNALLOCATED_ADDRESS, Reason.WRONG_PORT,
+    fault.NO_PODS, fault.NOT_READY, fault.NO_NAMED_PORT,
+}  # fmt: skip
 _FOLLOWED = 6  # ways back that are followed one by one
 
 
@@ -88,7 +93,7 @@ def _nowhere(answer: Answer, target: Target, catalogue: Catalogue) -> Answer:
     if target.reason == "not-resolved":
         answer.verdict, answer.cause = (
             "unknown",
-            "the name is not the cluster's; give its address, or --send to ask for it",
+            "the name is not the cluster's: give the address that it has",
         )
     if target.service is not None and target.reason == "no-endpoints":
         reason, cause = diagnose.no_endpoint(target.service, catalogue, answer.port)
@@ -133,6 +138,8 @@ def _head(inquiry: _Inquiry, walk: Walk) -> None:
     """The lines that stand for all points."""
     answer, ways = inquiry.answer, walk.ways
     origin = next((way.origin for way in ways if way.origin), "")
+    if not inquiry.told[inquiry.sender.node].get("rules"):  # no rules know the pods' addresses
+        origin = inquiry.sender.kind
     if not origin:
         told = inquiry.told[inquiry.sender.node]
         info = node_info(inquiry.sender.node, told, inquiry.catalogue)
@@ -215,8 +222,8 @@ def _arrive(inquiry: _Inquiry, node: str, ends: list[tuple[End, Way]]) -> None:
 
 
 def _nothing(step: Step) -> bool:
-    """Whether a step of the second node says nothing: no Service is asked for there."""
-    return step.stage == "rules" and "no proxy has run" in step.text
+    """Whether a step of the second node says nothing: the packet is for no Service any more."""
+    return step.stage == "rules"
 
 
 def _replies(inquiry: _Inquiry) -> None:
@@ -348,7 +355,7 @@ def _behind(inquiry: _Inquiry, holder: Object | None) -> None:
     hidden = holder is not None and "service.kubernetes.io/service-proxy-name" in (
         holder["metadata"].get("labels") or {}
     )
-    proxys = {str(one) for one in Reason} | {fault.NO_PODS, fault.NOT_READY, fault.NO_NAMED_PORT}
+    proxys = _PROXYS
     translated = [end for end in answer.ends if end.translated]
     stopped = answer.verdict in _SILENT and not translated and answer.reason not in proxys
     if (holder is None and not translated) or hidden or (stopped and answer.reason != fault.NO_ROUTE):

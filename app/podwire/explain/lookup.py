@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from podwire_base.kernel.ip import Family
 from podwire_base.kube.client import config as client_config
 from podwire_base.kube.client.http import ApiClient
 from podwire_base.kube.errors import ApiError, ConfigError
@@ -24,6 +25,7 @@ from .onnode import Place
 from .packets import Asked
 from .reach import Local, Looked, Reach
 from .steps import Unreachable
+from .tracing import Followed, Tracer
 
 NODE_RUN_DIR = Path("/run/podwire/node")
 
@@ -112,6 +114,23 @@ def question(
     return Question(sender, wanted, catalogue, _reach(netns, own, api, sender), own)
 
 
+def node_and_objects(node: str, netns: str, cluster: str | None, kubeconfig: str | None) -> tuple[Place, Catalogue]:
+    """Returns where a node of this machine is, and the API's objects as far as they can be read. Raises Unreachable."""
+    config = default_kubeconfig(kubeconfig)
+    own = local_cluster("" if netns else config, cluster)
+    config = str(own.kubeconfig) if own else config
+    catalogue = Catalogue(missing=dict.fromkeys(PATHS, "no API server was asked"))
+    if config:
+        try:
+            domain = own.cluster_domain if own else "cluster.local"
+            catalogue = asyncio.run(_objects(client_config.load(config), domain))
+        except (ApiError, ConfigError) as err:
+            catalogue = Catalogue(missing=dict.fromkeys(PATHS, f"{err.message if isinstance(err, ApiError) else err}"))
+    if netns or own is None:
+        return Place(netns or HERE, node, NODE_RUN_DIR if not netns and NODE_RUN_DIR.is_dir() else None), catalogue
+    return _of_cluster(own, node), catalogue
+
+
 async def _objects(config: client_config.ClientConfig, domain: str) -> Catalogue:
     async with ApiClient(config) as api:
         return await read(api, domain)
@@ -164,6 +183,11 @@ class Here:
 
     def space(self, node: str, ip: str) -> str:
         return self._local.space(node, ip) if node in self._own else ""
+
+    def trace(self, node: str, family: Family, flows: list[Followed]) -> Tracer:
+        if node not in self._own:
+            raise Unreachable("it is another machine")
+        return self._local.trace(node, family, flows)
 
     def look(self, node: str, asks: Sequence[Asked]) -> Looked:
         if node in self._own:

@@ -10,12 +10,14 @@ from dataclasses import asdict
 from typing import Any, NamedTuple, Protocol
 
 from podwire_base.kernel.addresses import local_addresses
+from podwire_base.kernel.ip import Family
 from podwire_base.kernel.netns import call_in
 
 from . import onnode
 from .observe import Pods
 from .packets import Asked
 from .steps import Unreachable, Walk, from_json
+from .tracing import Followed, Tracer
 
 
 class Looked(NamedTuple):
@@ -57,6 +59,10 @@ class Local:
         if ip in map(str, call_in(place.path, local_addresses)):
             return place.path
         return place.extra.get(ip, "") or Pods(place.run_dir, {}).path(ip)
+
+    def trace(self, node: str, family: Family, flows: list[Followed]) -> Tracer:
+        """Begins to follow packets on a node. Raises Unreachable, OSError."""
+        return call_in(self._find(node).path, lambda: Tracer(node, family, flows))
 
     def look(self, node: str, asks: Sequence[Asked]) -> Looked:
         place = self._find(node)

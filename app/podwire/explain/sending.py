@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
 import struct
 import time
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from podwire_base.kernel.frames import checksum
+from podwire_base.kernel.ip import Family
 from podwire_base.kernel.netns import call_in
 from podwire_proxy.model import PROTOCOLS
 
 from .answer import Answer
+from .seen import Sight, last_seen
+from .steps import Unreachable
+from .tracing import Followed, Tracer
 
 if TYPE_CHECKING:
     from .lookup import Question
 
 ANSWER = 1.5  # seconds
+SETTLE = 0.02  # seconds, until the last packets are told
+MOST_ENDS = 20  # endpoints that are followed
 _REFUSED = {errno.ECONNREFUSED, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.ENOPROTOOPT}
 
 
@@ -26,12 +34,17 @@ class CannotSend(Exception):
     """--send cannot be done. The message says why."""
 
 
-def attempt(src: str, dst: str, port: int, protocol: str) -> tuple[str, str]:
+def attempt(
+    src: str, dst: str, port: int, protocol: str, ready: Callable[[int], None] = lambda _: None
+) -> tuple[str, str]:
     """Sends one connection, datagram or echo request from the caller's network namespace. Returns (verdict, words).
-    Raises CannotSend.
+    ready: called with the source port (0 for ICMP) before anything is sent. Raises CannotSend.
+
+    A connection is at most three SYNs or six packets in ANSWER seconds; anything else is one packet.
     """
     family = socket.AF_INET6 if ":" in dst else socket.AF_INET
     if protocol == "ICMP":
+        ready(0)
         return _echo(family, src, dst)
     kind = socket.SOCK_DGRAM if protocol == "UDP" else socket.SOCK_STREAM
     started = time.monotonic()
@@ -43,6 +56,7 @@ def attempt(src: str, dst: str, port: int, protocol: str) -> tuple[str, str]:
         sock.settimeout(ANSWER)
         try:
             sock.bind((src, 0))
+            ready(sock.getsockname()[1])
             sock.connect((dst, port))
             if protocol == "UDP":
                 sock.send(b"podwire explain")
@@ -107,9 +121,38 @@ def prove(question: Question, answer: Answer) -> None:
         raise CannotSend(f"--send: {answer.destination} has no address: {answer.cause}")
     space = getattr(question.reach, "space", None)
     path = space(answer.node, answer.src) if space else ""
+    if not path and question.source.kind != "outside" and question.source.node and question.cluster is None:
+        raise CannotSend(f"--send: node {question.source.node} is another machine; run this command there")
     if not path:
         raise CannotSend(
             f"--send: {answer.src} is not an address of the node; SRC must be a pod, `node`, or one of its addresses"
         )
-    verdict, words = call_in(path, lambda: attempt(answer.src, answer.dst, answer.port, answer.protocol))
+    with contextlib.ExitStack() as stack:
+        tracers: list[Tracer] = []
+
+        def ready(sport: int) -> None:
+            tracers.extend(stack.enter_context(one) for one in _tracers(question, answer, sport))
+
+        verdict, words = call_in(path, lambda: attempt(answer.src, answer.dst, answer.port, answer.protocol, ready))
+        time.sleep(SETTLE)
+        sights = [Sight(one.node, one.read(), one.links) for one in tracers]
     answer.sent, answer.agrees = words, agrees(answer.verdict, answer.reason, verdict)
+    if sights:
+        answer.last_seen, answer.seen = last_seen(sights, answer.src, {end.src for end in answer.ends if end.src})
+
+
+def _tracers(question: Question, answer: Answer, sport: int) -> Iterator[Tracer]:
+    """Yields a tracer for each node on the way, in the order of the way. What cannot be traced is told as a doubt."""
+    family: Family = "ip6" if ":" in answer.dst else "ip"
+    protocol = answer.protocol
+    flows = {answer.node: [
+        Followed(answer.src, answer.dst, protocol, sport, answer.port), Followed("", answer.src, protocol, 0, sport),
+    ]}  # fmt: skip
+    for end in answer.ends[:MOST_ENDS]:
+        there = flows.setdefault(end.node or answer.node, [])
+        there += [Followed(end.src, end.ip, protocol, 0, end.port), Followed(end.ip, end.src, protocol, end.port)]
+    for node, wanted in flows.items():
+        try:
+            yield question.reach.trace(node, family, wanted)  # type: ignore[attr-defined]  # `space` is of the same reach
+        except (Unreachable, OSError) as err:
+            answer.doubts.append(f"node {node or 'here'} was not followed: {getattr(err, 'strerror', None) or err}")

@@ -2,7 +2,8 @@
 is here. Pure: the kernel's facts come from observe.py.
 
 The order is that of docs/hooks.md. The rules of the Service proxy are evaluated as a whole where they translate, by
-their backend; every other chain by judge.py. STAGES is the seam for further steps, as network policies.
+their backend; every other chain by judge.py. A step that is no base chain, as a program of eBPF, joins LEAVING or
+ENTERING.
 """
 
 from __future__ import annotations
@@ -24,8 +25,14 @@ from .packets import Asked, destination, first_seen, redirected
 from .steps import Step, Walk, Way, fault
 
 _DSTNAT, _SRCNAT = -100, 100
-_OURS = ("podwire-cni", "podwire-leases", "podwire-tunnel", "podwire-dns")
+_OURS = ("podwire-cni", "podwire-leases", "podwire-tunnel", "podwire-dns", "podwire-trace")
 _FULL = 0.999
+
+
+# A further step gets the packet as it is there, and returns the end of its way, or None if the packet passes.
+Stage = Callable[[Facts, Asked, Seen], Way | None]
+LEAVING: list[Stage] = []  # a packet enters the node's stack, before the Service decision
+ENTERING: list[Stage] = []  # behind the route and all chains, before its receiver gets it
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +227,7 @@ def _ways(course: _Course, iif: str) -> Iterator[Way]:
     translating = [base for base in chains if base.nat]
     late = [base for base in chains if not base.nat and base.priority >= _DSTNAT]
     first = [base for base in translating if base.priority < _DSTNAT]
-    if ended := course.through(hook, [*early, *first]):
+    if ended := course.through(hook, [*early, *first]) or _further(course, LEAVING):
         yield ended
         return
     if asked.reply or course.seen.translated:
@@ -330,10 +337,16 @@ def _behind(course: _Course, way: Way, iif: str) -> Way:
     elif hook == "input":
         ended = course.through("input", bases(facts, asked.family, "input"))
     way.steps = [*told]
+    ended = ended or _further(course, ENTERING)
     if ended is not None:
         way.verdict, way.reason, way.cause = ended.verdict, ended.reason, ended.cause
         return way
     return arrive.arrive(facts, way, asked.protocol, route, reply=asked.reply)
+
+
+def _further(course: _Course, stages: list[Stage]) -> Way | None:
+    ends = (stage(course.facts, course.asked, course.seen) for stage in stages)
+    return next((end for end in ends if end is not None), None)
 
 
 def _cut(way: Way, verdict: str, reason: str, cause: str) -> Way:

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from podwire.explain import walk as stages
 from podwire.explain.catalogue import Catalogue
 from podwire.explain.facts import Inside, Link, Route
-from podwire.explain.steps import fault
+from podwire.explain.steps import Way, fault
 from podwire_base.kernel.nft.anytable import AnyChain, AnyRule, AnyTable, Raw
 from podwire_base.kernel.reasons import Reason
 from podwire_base.kube.meta import Object
@@ -359,6 +360,28 @@ def test_a_node_that_cannot_be_asked_is_a_doubt_and_no_verdict() -> None:
     nodes = Nodes({"node1": node("node1", objects)})
     said = explain(sender, target(parse("data/db-0:5432"), objects, sender), objects, nodes)
     assert said.doubts == ["the way goes on at node node2, where nobody could look: node node2 is away"]
+
+
+def test_a_further_step_can_end_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The seam for policies and programs that are no base chain."""
+
+    def denies(_facts: Any, asked: Any, seen: Any) -> Way | None:
+        hit = asked.dst == "10.96.0.20" and seen.iif == "podwire0"
+        return (
+            Way(asked.dst, asked.port, asked.src, verdict="drop", reason=str(Reason.POLICY), cause="no")
+            if hit
+            else None
+        )
+
+    monkeypatch.setattr(stages, "LEAVING", [denies])
+    said = say(CLIENT, "web:80", catalogue())
+    assert (said.verdict, said.reason, said.cause) == ("drop", Reason.POLICY, "no")
+    monkeypatch.setattr(stages, "LEAVING", [])
+    monkeypatch.setattr(
+        stages, "ENTERING", [lambda f, a, s: Way("", 0, "", verdict="drop", reason="policy", cause="in")]
+    )
+    said = say(CLIENT, "pod/web-5d4-a", catalogue())
+    assert (said.verdict, said.cause, said.ends[0].ip) == ("drop", "in", "10.244.1.2")
 
 
 def test_json_has_all_of_it() -> None:

@@ -41,6 +41,7 @@ NEW = {o.Table: 0, o.Chain: 3, o.Rule: 6, o.Set: 9, o.Elements: 12}
 GETTABLE, GETCHAIN, GETRULE, GETSET, GETSETELEM, NEWGEN, GETGEN = 1, 4, 7, 10, 13, 15, 16
 F_INTERVAL, F_MAP, F_TIMEOUT, F_EVAL = 4, 8, 0x10, 0x20
 ELEM_INTERVAL_END = 1
+TABLE_OWNER = 2  # NFT_TABLE_F_OWNER
 _TYPE_NAMES = {number: name for name, (number, _) in o.TYPES.items()}
 _CHUNK = 60000  # a nested attribute's length has 16 bits
 
@@ -151,7 +152,7 @@ def _bodies(op: o.Op, number: int) -> Iterable[bytes]:
     if isinstance(thing, o.Elements):
         return _elements(thing, op.verb)
     if isinstance(thing, o.Table):
-        return (text(1, thing.name),)
+        return (text(1, thing.name) + (u32(2, TABLE_OWNER) if thing.owned and op.verb == "add" else b""),)
     if isinstance(thing, o.Rule):
         return (_rule(thing, op.verb),)
     if isinstance(thing, o.Chain):

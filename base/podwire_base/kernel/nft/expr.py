@@ -96,6 +96,17 @@ class Meta(Expr):
         return u32(1, self.dreg) + u32(2, META_KEYS[self.key])
 
 
+@dataclass(frozen=True, slots=True)
+class Traced(Expr):
+    """Set `nftrace` from the first byte of register `sreg`: the kernel tells of each rule that the packet meets."""
+
+    NAME: ClassVar[str] = "meta"
+    sreg: int = R0
+
+    def body(self) -> bytes:
+        return u32(2, 12) + u32(3, self.sreg)  # NFT_META_NFTRACE
+
+
 CMP_OPS = {"==": 0, "!=": 1, "<": 2, "<=": 3, ">": 4, ">=": 5}
 
 

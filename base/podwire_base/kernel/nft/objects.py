@@ -18,8 +18,13 @@ INTERVAL_END = b"\1interval-end"  # the value of the key that ends an interval (
 
 @dataclass(frozen=True, slots=True)
 class Table:
+    """owned: only the socket that made the table may change it, and the kernel removes it with the socket (from Linux
+    5.12 on).
+    """
+
     family: TableFamily
     name: str
+    owned: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
