@@ -126,7 +126,8 @@ def _from_wire(kind: str, value: Any) -> Any:
     if kind == "bytes":
         return base64.b64encode(value).decode()
     if kind in ("double", "float"):
-        return struct.unpack("<d" if kind == "double" else "<f", value)[0]
+        found = struct.unpack("<d" if kind == "double" else "<f", value)[0]
+        return int(found) if found.is_integer() and abs(found) < 1e21 else found  # as Go writes it in JSON
     raise BadProtobuf(f"a field of type {kind} has the wrong wire type")
 
 

@@ -161,5 +161,11 @@ def invalid(resource: Resource, name: str, causes: Sequence[Cause]) -> StatusErr
     """Returns a 422 error. Each cause names a wrong field, the field's path and the expected value."""
     rows = "; ".join(f"{c.field}: {c.message}" for c in causes)
     return StatusError(
-        422, "Invalid", f'{resource.kind} "{name}" is invalid: {rows}', resource=resource, name=name, causes=causes
+        422,
+        "Invalid",
+        f'{resource.kind} "{name}" is invalid: {rows}',
+        resource=resource,
+        name=name,
+        causes=causes,
+        about=(resource.group, resource.kind),  # as upstream: here the kind, not its plural
     )

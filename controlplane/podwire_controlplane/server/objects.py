@@ -375,9 +375,11 @@ class Objects:
                 None,
                 obj["metadata"]["resourceVersion"],
             ):
-                raise errors.conflict(
+                failed = errors.conflict(
                     scope.resource, scope.name, "the precondition (uid or resourceVersion) does not hold"
                 )
+                failed.about = (scope.resource.group, scope.resource.kind)  # as upstream: here the kind, not its plural
+                raise failed
             strategy = strategy_of(scope.resource)
             strategy.check_delete(scope.name)
             marked = self._mark(strategy, obj, options.get("gracePeriodSeconds"))
@@ -405,6 +407,8 @@ class Objects:
             seconds = min(seconds, int(metadata.get("deletionGracePeriodSeconds", 0)))
             if seconds == metadata.get("deletionGracePeriodSeconds"):
                 return obj
+        elif metadata.get("generation"):
+            metadata["generation"] += 1  # the wish to go is a change of the wanted state
         metadata["deletionTimestamp"] = timestamp(min(now + seconds, LAST_MOMENT))
         metadata["deletionGracePeriodSeconds"] = seconds
         strategy.mark_deleted(obj)

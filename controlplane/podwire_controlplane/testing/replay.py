@@ -1,21 +1,20 @@
-"""Replays recorded answers of kube-apiserver 1.36.2 against a server, and says where they differ.
+"""Replays recorded requests against a server, and compares the answers with those of kube-apiserver 1.36.2.
 
-A record has `before` (requests to send first), `request`, `answer` and `after` (requests that clean up). What no two
-servers have in common is blanked on both sides: uids, times, versions, addresses and ports that nobody asked for.
-Messages are not compared; code, reason, the fields and types of causes, whether there are warnings, and objects are.
+A record has requests to send before, one request, the recorded answer, and requests that clean up after it. A request
+may keep parts of its answer (`keep`), which later requests name as ${name} or ${name+5}.
 """
 
 from __future__ import annotations
 
+import gzip
 import http.client
 import json
 import re
 import ssl
+import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
-
-from podwire_base.kube.meta import Object
+from urllib.parse import quote
 
 TYPES = {
     "merge": "application/merge-patch+json",
@@ -24,161 +23,143 @@ TYPES = {
     "apply": "application/apply-patch+yaml",
     "pb": "application/vnd.kubernetes.protobuf",
 }
-# What controllers decide is left out of the comparison.
-_APPS = ("Deployment", "ReplicaSet", "StatefulSet", "DaemonSet", "Job", "CronJob", "ReplicationController")
-_WORKLOADS = (*_APPS, "Scale", "PodDisruptionBudget", "HorizontalPodAutoscaler")
-_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)")
-_UID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-_ACCESS = re.compile(r"kube-api-access-[a-z0-9]{5}\b")
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z")
+_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+Answer = tuple[int, http.client.HTTPMessage, bytes]
 
 
-def read(path: Path) -> list[Object]:
-    return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+def fill(value: Any, kept: dict[str, Any]) -> Any:
+    """Put kept values in the place of ${name} and ${name+N}."""
+
+    def one(match: re.Match[str]) -> str:
+        found = kept.get(match[1], "")
+        return str(int(found or 0) + int(match[2]) if match[2] else found)
+
+    if isinstance(value, str):
+        return re.sub(r"\$\{(\w+)([+-]\d+)?\}", one, value)
+    if isinstance(value, dict):
+        return {k: fill(v, kept) for k, v in value.items()}
+    return [fill(v, kept) for v in value] if isinstance(value, list) else value
 
 
-class Connection:
-    """One kept connection to a server."""
+def look(value: Any, path: str) -> Any:
+    for part in re.split(r"(?<!\\)\.", path):
+        try:
+            value = value[int(part)] if isinstance(value, list) else value[part.replace("\\.", ".")]
+        except (KeyError, IndexError, TypeError, ValueError):
+            return None
+    return value
+
+
+def blank(value: Any, key: str = "", parent: str = "") -> Any:
+    """Replace what is new with each run."""
+    if isinstance(value, dict):
+        return {k: blank(v, k, key) for k, v in value.items()}
+    if isinstance(value, list):
+        return [blank(v, key, parent) for v in value]
+    if not isinstance(value, str) or not value:
+        return value
+    if key == "resourceVersion":
+        return "<rv>"
+    return _UUID.sub("<uid>", "<time>" if _TIME.fullmatch(value) and value[:4] >= "2025" else value)
+
+
+def _json(raw: bytes) -> Any:
+    try:
+        return json.loads(raw)
+    except ValueError:
+        return None
+
+
+class Replayer:
+    """One client of the server at 127.0.0.1."""
 
     def __init__(self, port: int, context: ssl.SSLContext, token: str) -> None:
-        self._link = http.client.HTTPSConnection("127.0.0.1", port, context=context, timeout=60)
+        self._link = http.client.HTTPSConnection("127.0.0.1", port, timeout=30, context=context)
         self._token = token
-
-    def send(self, request: Object) -> tuple[int, list[str], Any]:
-        """Return (code, warnings, decoded body)."""
-        headers = {"Authorization": f"Bearer {self._token}", **request.get("headers", {})}
-        body = _body(request)
-        if body is not None and request.get("type") != "":
-            kind = request.get("type") or "application/json"
-            headers["Content-Type"] = TYPES.get(kind, kind)
-        target = request["path"] + (f"?{request['query']}" if request.get("query") else "")
-        self._link.request(request.get("method", "GET"), target, body, headers)
-        answer = self._link.getresponse()
-        raw = answer.read()
-        told = [text.split('"', 1)[-1].rsplit('"', 1)[0] for text in answer.headers.get_all("Warning") or []]
-        try:
-            return answer.status, told, json.loads(raw)
-        except ValueError:
-            return answer.status, told, None
 
     def close(self) -> None:
         self._link.close()
 
+    def send(self, request: dict[str, Any], kept: dict[str, Any]) -> Answer:
+        r = fill(request, kept)
+        headers = {} if r.get("anonymous") else {"Authorization": f"Bearer {self._token}"}
+        body = r["text"].encode() if "text" in r else bytes.fromhex(r["hex"]) if "hex" in r else None
+        if "big" in r:  # n letters in data.a
+            r["body"] = {**r["big"]["body"], "data": {"a": "x" * r["big"]["n"]}}
+        body = json.dumps(r["body"]).encode() if "body" in r else body
+        if body is not None and r.get("type") != "":
+            headers["Content-Type"] = TYPES.get(r.get("type", ""), r.get("type") or "application/json")
+        query = "?" + r["query"] if r.get("query") else ""
+        self._link.request(r.get("method", "GET"), r["path"] + query, body, headers | r.get("headers", {}))
+        answer = self._link.getresponse()
+        raw = answer.read()
+        if answer.headers.get("Content-Encoding") == "gzip":
+            raw = gzip.decompress(raw)
+        return answer.status, answer.headers, raw
 
-def _body(request: Object) -> bytes | None:
-    if "body" in request:
-        return json.dumps(request["body"]).encode()
-    if "text" in request:
-        return str(request["text"]).encode()
-    if "hex" in request:
-        return bytes.fromhex(request["hex"])
-    if "big" in request:
-        return json.dumps({**request["big"]["body"], "data": {"a": "x" * request["big"]["n"]}}).encode()
-    if "bigAnnotation" in request:
-        metadata = {"name": "g1", "annotations": {"a": "x" * request["bigAnnotation"]}}
-        return json.dumps({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata}).encode()
-    if "repeat" in request:
-        row = request["repeat"]
-        return json.dumps({**row["body"], row["field"]: [row["item"]] * row["n"]}).encode()
-    return None
+    def quietly(self, requests: list[dict[str, Any]] | None, kept: dict[str, Any]) -> None:
+        for request in requests or []:
+            for _ in range(40):
+                code, _, raw = self.send(request, kept)
+                if request.get("until") in (None, code) or code in (404, 405, 415):
+                    break
+                time.sleep(0.05)
+            for name, path in (request.get("keep") or {}).items():
+                found = look(_json(raw), path)
+                kept[name] = quote(found, safe="") if name.endswith("_q") and isinstance(found, str) else found
 
-
-def _leaves(value: Any) -> Iterator[Any]:
-    if isinstance(value, dict):
-        for inner in value.values():
-            yield from _leaves(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _leaves(inner)
-    elif value is not None and not isinstance(value, bool):
-        yield value
-
-
-def blank(value: Any, sent: set[Any], key: str = "", parent: str = "") -> Any:
-    """Return a value with everything blanked that the server made up. sent: all values of the requests."""
-    if isinstance(value, dict):
-        out = {k: blank(v, sent, k, key) for k, v in value.items() if k != "managedFields"}
-        prefix, own = value.get("generateName"), value.get("name")
-        if key == "metadata" and prefix and isinstance(own, str) and own.startswith(prefix) and own not in sent:
-            text = json.dumps({**out, "name": f"{prefix}<x>"})
-            return json.loads(text.replace(json.dumps(own), json.dumps(f"{prefix}<x>")))
-        return {k: f"<{k}>" for k in value} if key == "userInfo" else out
-    if isinstance(value, list):
-        return [blank(v, sent, key, parent) for v in value]
-    if key in ("nodePort", "healthCheckNodePort") and value and value not in sent:
-        return "<port>"
-    return _blank_text(value, sent, key, parent) if isinstance(value, str) else value
+    def differences(self, record: dict[str, Any]) -> list[str]:
+        """Return what differs from the recorded answer, field by field."""
+        kept: dict[str, Any] = {}
+        self.quietly(record.get("before"), kept)
+        answer = self.send(record["request"], kept)
+        self.quietly(record.get("after"), kept)
+        return list(compare(record, answer, kept))
 
 
-def _blank_text(value: str, sent: set[Any], key: str, parent: str) -> str:
-    if key == "resourceVersion" and (parent == "metadata" or value not in sent):
-        return "<rv>"
-    if key in ("creationTimestamp", "deletionTimestamp") and parent == "metadata" and value:
-        return "<time>"
-    if value in sent or not value:
-        return value
-    if key in ("clusterIP", "clusterIPs") and value != "None":
-        return "<ip>"
-    if _TIME.fullmatch(value) and value[:4] >= "2025":
-        return "<time>"
-    value = _UID.sub(lambda m: m[0] if m[0] in sent else "<uid>", value)
-    return _ACCESS.sub("kube-api-access-<x>", value)
-
-
-def _soft(obj: Any) -> Any:
-    if not isinstance(obj, dict) or not isinstance(obj.get("metadata"), dict):
-        return obj
-    metadata = {k: v for k, v in obj["metadata"].items() if k not in ("resourceVersion", "managedFields")}
-    notes = {
-        k: v for k, v in (metadata.pop("annotations", None) or {}).items() if k != "deployment.kubernetes.io/revision"
-    }
-    out = {**obj, "metadata": {**metadata, **({"annotations": notes} if notes else {})}}
-    if obj.get("kind") in _WORKLOADS:
-        out.pop("status", None)
-    return out
-
-
-def differ(want: Any, got: Any, path: str = "") -> str:
-    """Return the first difference of two JSON values, "" if there is none."""
-    if isinstance(want, dict) and isinstance(got, dict):
-        for key in sorted(want.keys() | got.keys()):
-            if key not in want or key not in got:
-                return f"{path}.{key}: {'too much' if key not in want else 'missing'}"
-            if found := differ(want[key], got[key], f"{path}.{key}"):
-                return found
-        return ""
-    if isinstance(want, list) and isinstance(got, list) and len(want) == len(got):
-        return next(
-            filter(None, (differ(a, b, f"{path}[{n}]") for n, (a, b) in enumerate(zip(want, got, strict=True)))), ""
+def compare(record: dict[str, Any], answer: Answer, kept: dict[str, Any]) -> Iterator[str]:
+    (code, headers, raw), want = answer, record["answer"]
+    media = (headers.get("Content-Type") or "").replace(" ", "").replace(";charset=utf-8", "")
+    got: dict[str, Any] = {"code": code, "media": media}
+    body = _json(raw)
+    if isinstance(body, dict):
+        got |= {"kind": body.get("kind"), "apiVersion": body.get("apiVersion"), "reason": body.get("reason", "")}
+        got |= _list_of(body)
+        rows = ((body.get("details") or {}).get("causes") or []) if body.get("kind") == "Status" else []
+        got["causes"] = sorted((row.get("field", ""), row.get("reason", "")) for row in rows)
+        version = str(look(body, "metadata.resourceVersion") or "")
+        if version.isdigit() and str(kept.get("rv", "")).isdigit():
+            got["rv"] = "=" if int(version) == int(kept["rv"]) else ">" if int(version) > int(kept["rv"]) else "<"
+        got["look"] = {path: _looked(body, path) for path in want.get("look") or ()}
+    elif code < 400:
+        got["starts"] = (
+            raw[:12].decode(errors="replace") if raw[:1].isalpha() and raw[:4] != b"k8s\0" else raw[:4].hex()
         )
-    return "" if want == got and type(want) is type(got) else f"{path}: want {want!r:.120} got {got!r:.120}"
+    got["heads"] = {name: name in headers for name in want.get("heads") or ()}
+    for field in ("code", "media", "kind", "apiVersion", "reason", "names", "continue", "remaining", "rv", "starts"):
+        if want.get(field) not in (None, "", got.get(field)):
+            yield f"{field}: want {want[field]!r}, got {got.get(field)!r}"
+    if sorted((c["field"], c["type"]) for c in want.get("causes") or []) != got.get("causes", []):
+        yield f"causes: want {want.get('causes')}, got {got.get('causes')}"
+    for field in ("look", "heads"):
+        if (want.get(field) or {}) != got.get(field, {}):
+            yield f"{field}: want {want.get(field)}, got {got.get(field)}"
 
 
-def replay(link: Connection, record: Object) -> str:
-    """Send the requests of one record, and return where the answer differs; "" if it agrees."""
-    sent: set[Any] = set()
-    for request in record.get("before") or []:
-        link.send(request)
-        sent |= set(_leaves(request.get("body")))
-    code, warnings, body = link.send(record["request"])
-    sent |= set(_leaves(record["request"].get("body"))) | set(_leaves(record.get("sent")))
-    for request in record.get("after") or []:
-        link.send(request)
-    return _compare(record["answer"], code, warnings, body, sent)
+def _list_of(body: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(body.get("items"), list) or not str(body.get("kind")).endswith("List"):
+        return {}
+    return {
+        "names": [look(item, "metadata.name") for item in body["items"]],
+        "continue": bool(look(body, "metadata.continue")),
+        "remaining": look(body, "metadata.remainingItemCount"),
+    }
 
 
-def _compare(want: Object, code: int, warnings: list[str], body: Any, sent: set[Any]) -> str:
-    if want["code"] != code:
-        return f"code: want {want['code']} got {code} {body if code >= 400 else ''!s:.300}"
-    failed = isinstance(body, dict) and body.get("kind") == "Status" and body.get("status") != "Success"
-    causes = (body.get("details") or {}).get("causes") or [] if failed else []
-    if failed and (want.get("reason") or "") != (body.get("reason") or ""):
-        return f"reason: want {want.get('reason')} got {body.get('reason')}"
-    ours = sorted((c.get("field", ""), c.get("reason", "")) for c in causes)
-    theirs = sorted((c["field"], c["type"]) for c in want.get("causes") or [])
-    if ours != theirs:
-        return f"causes: want {theirs} got {ours}"
-    if bool(want.get("warnings")) != bool(warnings):
-        return f"warnings: want {want.get('warnings')} got {warnings}"
-    if failed or not isinstance(body, dict):
-        return ""
-    return differ(_soft(want.get("object")), _soft(blank(body, sent)))
+def _looked(body: Any, path: str) -> Any:
+    mark = path[0] if path[0] in "!#?" else ""
+    found = look(body if mark else blank(body), path.lstrip("!#?"))
+    if mark == "#":
+        return None if found is None else len(found)
+    return found is not None if mark == "?" else found

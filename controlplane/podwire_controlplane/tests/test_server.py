@@ -176,7 +176,7 @@ def test_every_error_is_a_status(
 def test_details_name_the_object_and_every_field(shared: Server) -> None:
     bad = service(ports=[{"port": 0}, {"port": 70000, "name": "A"}], sessionAffinity="Sometimes")
     body = status(shared.ask("POST", SERVICES, bad), 422, "Invalid")
-    assert body["details"]["kind"] == "services" and body["details"]["name"] == "web"
+    assert body["details"]["kind"] == "Service" and body["details"]["name"] == "web"
     fields = {c["field"] for c in body["details"]["causes"]}
     assert fields >= {
         "spec.ports[0].port",
