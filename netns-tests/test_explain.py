@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
+from click.testing import CliRunner
 
 from lab import explained as x
 from lab.dataplane import Ours
@@ -20,6 +22,7 @@ from podwire.explain.answer import Answer as Explained
 from podwire.explain.lookup import Question
 from podwire.explain.names import parse, source, target
 from podwire.explain.sending import prove
+from podwire.main import cli
 from podwire_proxy.testing import scenarios as s
 
 FLOWS = 500 if os.environ.get("PODWIRE_LONG") else 50
@@ -112,3 +115,21 @@ def test_the_kernel_removes_the_trace_of_a_process_that_was_killed(clean: World)
         process.kill()
         process.wait()
     wait_until(lambda: "podwire-trace" not in clean.node.run(["nft", "list", "tables"]).stdout, "the table is gone")
+
+
+def test_nft_list_prints_the_tables_with_their_rules(clean: World) -> None:
+    Ours("nftables").program(clean, next(one for one in s.SCENARIOS if one.name == "externalTrafficPolicy Local"))
+    done = CliRunner().invoke(cli, ["nft", "list", "--netns", clean.node.path], env={"KUBECONFIG": "/nonexistent"})
+    assert done.exit_code == 0, done.output
+    assert "# names are missing: " in done.output, "no API server has the names here"
+    assert f"{s.VIP} . tcp . {s.PORT} : goto lb2" in done.output
+    assert 'reject with tcp reset comment "refused at once [no-endpoints]' in done.output, "as nft(8) prints it"
+    found = json.loads(
+        CliRunner()
+        .invoke(cli, ["nft", "list", "--json", "--netns", clean.node.path], env={"KUBECONFIG": "/nonexistent"})
+        .output
+    )
+    assert {"services", "endpoints"} <= {one["set"] for one in found[0]["elements"]}
+    clean.node.run(["nft", "flush", "ruleset"])
+    done = CliRunner().invoke(cli, ["nft", "list", "--netns", clean.node.path], env={"KUBECONFIG": "/nonexistent"})
+    assert (done.exit_code, "there is no nftables table of podwire here" in done.output) == (1, True)

@@ -261,13 +261,17 @@ class PodWorker:
         async def run(words: list[str], _limit: float) -> int:
             return await exec_in(Container(self.sandbox, state.name), words)
 
-        def on_ready(healthy: bool) -> None:
+        def on_ready(healthy: bool, problem: str) -> None:
             state.ready = healthy
+            if not healthy:
+                told = f"Readiness probe failed: container {state.name}: {problem}"
+                self.host.event(self.pod, "Warning", "Unhealthy", told)
             self._wake.set()
 
-        def on_live(healthy: bool) -> None:
+        def on_live(healthy: bool, problem: str) -> None:
             if not healthy:
-                self.host.event(self.pod, "Warning", "Unhealthy", f"container {state.name} failed its liveness probe")
+                told = f"Liveness probe failed: container {state.name}: {problem}"
+                self.host.event(self.pod, "Warning", "Unhealthy", told)
                 self._background(Container(self.sandbox, state.name).stop(0))
 
         pairs = ((readiness, on_ready), (liveness, on_live))

@@ -24,24 +24,28 @@ def port_number(container: Object, wanted: int | str) -> int:
     return int(wanted)
 
 
-async def once(probe: Object, container: Object, address: str, run: Exec) -> bool:
-    """Make one attempt and return whether it succeeds. No result within timeoutSeconds is a failure."""
+async def once(probe: Object, container: Object, address: str, run: Exec) -> str:
+    """Make one attempt. Return "" for a success, else what went wrong. No result within timeoutSeconds is a failure."""
     limit = float(probe.get("timeoutSeconds") or 1)
     try:
         async with asyncio.timeout(limit):
             if action := probe.get("exec"):
-                return await run(list(action.get("command") or []), limit) == 0
+                status = await run(list(action.get("command") or []), limit)
+                return f"the command ended with status {status}" if status else ""
             if action := probe.get("tcpSocket"):
                 _, writer = await asyncio.open_connection(
                     action.get("host") or address, port_number(container, action["port"])
                 )
                 writer.close()
-                return True
+                return ""
             if action := probe.get("httpGet"):
-                return await _http(action, container, address)
-    except (TimeoutError, OSError, ValueError, KeyError, aiohttp.ClientError):
-        return False
-    return True
+                status = await _http(action, container, address)
+                return "" if 200 <= status < 400 else f"HTTP status {status}"
+    except TimeoutError:
+        return f"no answer within {limit:g} s"
+    except (OSError, ValueError, KeyError, aiohttp.ClientError) as err:
+        return getattr(err, "strerror", None) or f"{type(err).__name__}: {err}"
+    return ""
 
 
 async def act(action: Object, container: Object, address: str, run: Exec) -> None:
@@ -58,7 +62,8 @@ async def act(action: Object, container: Object, address: str, run: Exec) -> Non
         return
 
 
-async def _http(action: Object, container: Object, address: str) -> bool:
+async def _http(action: Object, container: Object, address: str) -> int:
+    """Return the status of the answer."""
     host = str(action.get("host") or address)
     scheme = str(action.get("scheme") or "HTTP").lower()
     bracketed = f"[{host}]" if ":" in host else host
@@ -68,18 +73,21 @@ async def _http(action: Object, container: Object, address: str) -> bool:
         aiohttp.ClientSession() as session,
         session.get(url, headers=headers, ssl=False, allow_redirects=False) as answer,
     ):
-        return 200 <= answer.status < 400
+        return answer.status
 
 
-async def watch(probe: Object, container: Object, address: str, run: Exec, changed: Callable[[bool], None]) -> None:
-    """Run the probe until cancelled. Call `changed(healthy)` when the number of consecutive results reaches
-    successThreshold or failureThreshold and changes the container's health.
+async def watch(
+    probe: Object, container: Object, address: str, run: Exec, changed: Callable[[bool, str], None]
+) -> None:
+    """Run the probe until cancelled. Call `changed(healthy, what went wrong)` when the number of consecutive results
+    reaches successThreshold or failureThreshold and changes the container's health.
     """
     await asyncio.sleep(float(probe.get("initialDelaySeconds") or 0))
     successes = failures = 0
     state: bool | None = None
     while True:
-        if await once(probe, container, address, run):
+        problem = await once(probe, container, address, run)
+        if not problem:
             successes, failures = successes + 1, 0
         else:
             successes, failures = 0, failures + 1
@@ -90,5 +98,5 @@ async def watch(probe: Object, container: Object, address: str, run: Exec, chang
             now = False
         if now is not None and now is not state:
             state = now
-            changed(now)
+            changed(now, problem)
         await asyncio.sleep(float(probe.get("periodSeconds") or 10))
