@@ -454,7 +454,10 @@ def _guard(scope: Scope, before: Object, after: Object, uids: bool = True) -> No
         raise errors.bad_request(
             "the namespace of the provided object does not match the namespace sent on the request"
         )
-    if resource_version(after) not in ("", resource_version(before)):
+    wanted = resource_version(after)
+    if wanted and not (wanted.isascii() and wanted.isdecimal()):
+        raise StatusError(500, "", f"metadata.resourceVersion: {wanted[:80]!r} is not a number")  # as upstream
+    if wanted not in ("", "0", resource_version(before)):
         raise errors.conflict(scope.resource, scope.name)
     if uids and uid(after) not in ("", uid(before)):
         raise errors.conflict(scope.resource, scope.name, f"uid {uid(after)} is of an earlier object of this name")
