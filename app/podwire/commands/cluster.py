@@ -243,7 +243,7 @@ def list_(output: str | None) -> None:
                 "kubeconfig": "",
             }
         else:
-            ready, pid = (config.run_dir / READY).exists(), supervisor(config)
+            ready, pid = (config.run_dir / READY).exists() or config.layout == 1, supervisor(config)
             status = ("running" if ready else "starting") if pid else "process ended"
             row = {"name": name, "status": status, "nodes": len(config.node_names())}
             row |= {"server": f"https://127.0.0.1:{config.api_port}", "kubeconfig": str(config.kubeconfig)}
