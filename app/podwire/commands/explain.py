@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,10 +141,7 @@ def explain_(
 )
 def node_walk(run_dir: Path | None) -> None:
     """Answer one request of `podwire explain` about this node: a line of JSON on stdin, the answer on stdout."""
-    where = run_dir or next(
-        (one for one in (lookup.NODE_RUN_DIR, Path("/run/podwire")) if (one / "status").is_dir()), None
-    )
-    name = os.environ.get("NODE_NAME") or socket.gethostname().strip().lower()
+    where, name = run_dir or lookup.agents_run_dir(), lookup.this_node()
     try:
         request = json.loads(sys.stdin.readline())
         answer = onnode.answer(onnode.Place(HERE, name, where), request)

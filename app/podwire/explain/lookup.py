@@ -27,7 +27,8 @@ from .reach import Local, Looked, Reach
 from .steps import Unreachable
 from .tracing import Followed, Tracer
 
-NODE_RUN_DIR = Path("/run/podwire/node")
+# of an agent on this machine: of `podwire join`, and of deploy/
+RUN_DIRS = (Path("/run/podwire/node"), Path("/run/podwire"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +111,8 @@ def question(
         raise BadName(f"cluster {own.name!r} has no node {node!r}; its nodes are {', '.join(own.node_names())}")
     sender = source(src, catalogue, space, "" if netns else node)
     wanted = target(dialled, catalogue, sender, space, v6)
-    sender = entering(sender, wanted, catalogue, own)
+    if not netns:
+        sender = entering(sender, wanted, catalogue, None if own else this_node())
     return Question(sender, wanted, catalogue, _reach(netns, own, api, sender), own)
 
 
@@ -127,7 +129,7 @@ def node_and_objects(node: str, netns: str, cluster: str | None, kubeconfig: str
         except (ApiError, ConfigError) as err:
             catalogue = Catalogue(missing=dict.fromkeys(PATHS, f"{err.message if isinstance(err, ApiError) else err}"))
     if netns or own is None:
-        return Place(netns or HERE, node, NODE_RUN_DIR if not netns and NODE_RUN_DIR.is_dir() else None), catalogue
+        return Place(netns or HERE, node, None if netns else agents_run_dir()), catalogue
     return _of_cluster(own, node), catalogue
 
 
@@ -136,17 +138,33 @@ async def _objects(config: client_config.ClientConfig, domain: str) -> Catalogue
         return await read(api, domain)
 
 
-def entering(sender: Source, wanted: Target, catalogue: Catalogue, own: ClusterConfig | None) -> Source:
-    """Returns the sender with the node that its packet enters: one outside the cluster enters at the node that it
-    dials, else at the first one.
+def this_node() -> str:
+    """Returns the name of this machine as a node, as the agent finds it."""
+    return os.environ.get("NODE_NAME") or socket.gethostname().strip().lower()
+
+
+def agents_run_dir() -> Path | None:
+    """Returns the run directory of the agent on this machine, None without one."""
+    return next((one for one in RUN_DIRS if (one / "status").is_dir()), None)
+
+
+def entering(sender: Source, wanted: Target, catalogue: Catalogue, here: str | None) -> Source:
+    """Returns the sender with the node that its packet meets first. One outside the cluster enters at the node that it
+    dials, else at the first one. here: the name of this machine if it may be a node; None if it is the laptop of a
+    cluster in namespaces, whose own packets are its own. Raises BadName if this machine is no node.
     """
-    if sender.kind != "outside" or sender.node:
+    if sender.node or not catalogue.of("Node"):
+        return sender
+    nodes = diagnose.all_nodes(catalogue)
+    if sender.kind != "outside":
+        if sender.kind == "node" and not sender.ips and here is not None and here not in nodes:
+            raise BadName(
+                f"SRC node: this machine ({here}) is no node of the cluster; use node/NAME of {', '.join(nodes)}"
+            )
         return sender
     dialled = wanted.points[0][0] if wanted.points else ""
-    node = catalogue.node_at(dialled) if dialled else ""
-    if not node and own is not None:
-        node = next(iter(diagnose.all_nodes(catalogue)), "")
-    return Source(sender.kind, sender.ips, node, sender.pod, sender.words)
+    node = (catalogue.node_at(dialled) if dialled else "") or (here if here in nodes else next(iter(nodes), ""))
+    return Source(sender.kind, sender.ips, node or "", sender.pod, sender.words)
 
 
 def _reach(netns: str, own: ClusterConfig | None, api: client_config.ClientConfig | None, sender: Source) -> Reach:
@@ -177,8 +195,8 @@ class Here:
     def __init__(self, api: client_config.ClientConfig | None) -> None:
         self._api = api
 
-        own = os.environ.get("NODE_NAME") or socket.gethostname().strip().lower()
-        run_dir = NODE_RUN_DIR if NODE_RUN_DIR.is_dir() else None
+        own = this_node()
+        run_dir = agents_run_dir()
         self._own, self._local = ("", own), Local(lambda name: Place(HERE, name, run_dir))
 
     def space(self, node: str, ip: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from podwire.explain.lookup import entering
 from podwire.explain.names import BadName, Target, parse, source, target
 
 from .explain_cluster import catalogue
@@ -184,3 +185,24 @@ def test_a_node_needs_no_search_path() -> None:
     assert dial("web:80", "node1").kind == "Service"
     assert dial("client:80", "node1").kind == "pod"
     assert dial("web.default.svc.cluster.local:80", "node1").kind == "Service"
+
+
+def test_the_node_that_a_packet_meets_first() -> None:
+    objects = catalogue()
+    at = target(parse("172.30.0.12:30080"), objects, source("192.0.2.7", objects))
+    vip = target(parse("10.96.0.20:80"), objects, source("192.0.2.7", objects))
+
+    def enters(src: str, wanted: Target, here: str | None, node: str = "") -> str:
+        return entering(source(src, objects, node=node), wanted, objects, here).node
+
+    assert enters("192.0.2.7", at, "laptop") == "node2", "the node that it dials"
+    assert enters("192.0.2.7", vip, "laptop") == "node1", "else the first one"
+    assert enters("192.0.2.7", vip, "node2") == "node2", "else the one that this machine is"
+    assert enters("192.0.2.7", at, "laptop", "node1") == "node1", "the one that the user names"
+    assert enters("client", vip, "laptop") == "node1"
+    assert enters("node", vip, None) == "", "the machine of a cluster in namespaces"
+    assert enters("node", vip, "node2") == ""
+    with pytest.raises(
+        BadName, match=r"this machine .laptop. is no node of the cluster; use node/NAME of node1, node2"
+    ):
+        enters("node", vip, "laptop")
