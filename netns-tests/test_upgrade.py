@@ -104,6 +104,7 @@ def test_there_and_back(tmp_path: Path) -> None:
         for node in nodes:
             wait_until(node.ready, f"the old agent is ready on {node.name}", 40)
         with running(made) as traffic:
+            before = {node.name: node.rules() for node in nodes}
             leases = {node.name: node.lease_texts() for node in nodes}
             calls(made, old)
             for node in nodes:
@@ -115,7 +116,10 @@ def test_there_and_back(tmp_path: Path) -> None:
             first, second = nodes
             change(first, old, "cleanup", "--for-downgrade", "--run-dir", str(first.run_dir))
             assert not (first.run_dir / "layout.json").exists()
+            assert not (first.run_dir / "cni/leases/.layout").exists()
+            assert first.rules() ^ before["n1"] == set(), "nothing of the new layout stayed"
             change(second, old)  # without it: it works too, and docs/install.md says what stays
+            assert {row for row in second.rules() ^ before["n2"] if "tables-save" in row} == set(), "nor of its chains"
             calls(made, old)
             assert {node.name: node.lease_texts() for node in nodes} == leases
         for node in nodes:

@@ -12,6 +12,7 @@ from podwire_base.kernel.nft import socket as nft_socket
 from podwire_base.role import layout
 from podwire_cni import nodetable, tablesets, tunneltable
 from podwire_cni.ipam.store import Busy, DirStore
+from podwire_proxy import backends
 
 STATUS = ("identity",)  # roles that the version before does not have: nobody would renew their status
 
@@ -25,10 +26,13 @@ def downgrade(run_dir: Path) -> Iterator[str]:
     NewerLayout, ConfigError and OSError.
     """
     layout.check(run_dir)
+    backends.refuse_newer()
     try:
-        DirStore(run_dir / "cni" / "leases", wait=0).close()
+        store = DirStore(run_dir / "cni" / "leases", wait=0)
     except Busy as err:
         raise AgentRuns(f"an agent uses {run_dir}: stop it first, pods and Services work on meanwhile") from err
+    store.forget_layout()
+    store.close()
     with nft_socket.Connection() as conn:
         marks = [chain for chain in conn.chains() if nodetable.layout_of(chain)]
         later = [table for table in conn.tables() if table in (*tunneltable.tables(), *tablesets.LEASES.values())]
@@ -38,6 +42,7 @@ def downgrade(run_dir: Path) -> Iterator[str]:
         conn.commit(undo)
     yield from (f"table {table.family} {table.name}" for table in later)
     yield from (f"chain {chain.table.family} {chain.table.name} {chain.name}" for chain in marks)
+    yield from backends.downgrade()
     for role in STATUS:
         if (path := run_dir / "status" / f"{role}.json").exists():
             path.unlink()

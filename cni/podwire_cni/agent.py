@@ -402,20 +402,18 @@ def run(config: WiringConfig) -> None:
     if len(os.fsencode(config.socket)) > 100:
         raise OSError(f"run_dir {config.run_dir} is too long: a unix socket's path has at most 107 bytes")
     client = client_config.load(config.kubeconfig)
-    layout.claim(config.run_dir)
+    layout.check(config.run_dir)
     _few_arenas()
     with contextlib.ExitStack() as stack:
-        store = DirStore(config.leases, wait=HANDOVER_SECONDS)
-        stack.callback(store.close)
-        kernel = Kernel()
-        stack.callback(kernel.close)
         firewall = Firewall()
         stack.callback(firewall.close)
         if (found := firewall.layout()) > nodetable.LAYOUT:
-            raise layout.NewerLayout(
-                f"nft tables {TABLE}: a later version of podwire wrote them with layout {found}, and this "
-                f"version knows layouts up to {nodetable.LAYOUT}: start that version or a later one"
-            )
+            raise layout.NewerLayout(layout.refusal(f"nft tables {TABLE}", found, nodetable.LAYOUT))
+        store = DirStore(config.leases, wait=HANDOVER_SECONDS)
+        stack.callback(store.close)
+        layout.claim(config.run_dir)
+        kernel = Kernel()
+        stack.callback(kernel.close)
         agent = Agent(config, kernel, firewall, store)
         try:
             agent.restore()

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 import click
 
 from podwire_base.role import bugs, logs
+from podwire_base.role.layout import NewerLayout
 
 from . import conflistfile, kernel, native, pauseimage, skel
 from .commands import Plugin, Sandbox
@@ -66,6 +67,8 @@ class Standalone:
             raise CNIError(
                 ErrorCode.TRY_AGAIN_LATER, f"{err.filename}: {err.strerror}", "let the agent serve the call"
             ) from err
+        except NewerLayout as err:
+            raise CNIError(ErrorCode.TRY_AGAIN_LATER, str(err), "let the agent serve the call") from err
         self.stack.callback(store.close)
         firewall = Firewall()
         self.stack.callback(firewall.close)

@@ -252,6 +252,14 @@ class Backend(Protocol[N, S, P]):
     def remove_idle(self, node: NodeInfo, ns_fd: int | None = None) -> None:
         """Removes the rules of a family that no longer has a Service range."""
 
+    def newer(self, ns_fd: int | None = None) -> str:
+        """Returns a sentence if a later version of podwire wrote the rules, with a layout that this version does not
+        know; else "".
+        """
+
+    def downgrade(self, ns_fd: int | None = None) -> list[str]:
+        """Removes what the version before does not know, and would leave. Returns a line for each item found."""
+
     def foreign(self) -> Foreign:
         """Returns the rules of this kind that other programs made, in the caller's namespace."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from podwire_base.kube.errors import ConfigError
+from podwire_base.role.layout import NewerLayout
 
 from .backend import AnyBackend, Live, Setting
 from .config import ProxyConfig
@@ -100,6 +101,18 @@ def existing(ns_fd: int | None = None) -> list[str]:
 def cleanup(ns_fd: int | None = None) -> list[str]:
     """Removes everything that any backend ever wrote. Returns a line for each item found."""
     return [line for backend in ALL for line in backend.cleanup(ns_fd)]
+
+
+def refuse_newer(ns_fd: int | None = None) -> None:
+    """Raises NewerLayout if a later version of podwire wrote the rules of a backend. Reads only."""
+    for backend in ALL:
+        if told := backend.newer(ns_fd):
+            raise NewerLayout(told)
+
+
+def downgrade(ns_fd: int | None = None) -> list[str]:
+    """Makes the rules of all backends readable for the version before. Returns a line for each item removed."""
+    return [line for backend in ALL for line in backend.downgrade(ns_fd)]
 
 
 def observe(ns_fd: int | None = None) -> Live | None:

@@ -418,6 +418,8 @@ def run(config: ProxyConfig) -> None:
     """
     backends.check(config)
     logs.configure(node=config.node_name)
+    layout.check(config.run_dir)
+    backends.refuse_newer()
     layout.claim(config.run_dir)
     frugal()
     log.info("starting", backend=config.backend, pods=config.cluster_cidrs or "unknown", services=config.service_cidrs)

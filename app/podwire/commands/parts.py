@@ -6,6 +6,7 @@ import dataclasses
 import ipaddress
 import os
 import socket
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -213,7 +214,9 @@ def apiserver(
     data: Path, listen: str, advertise: str | None, service_cidr: str | None, dns_address: str | None, event_ttl: str
 ) -> None:
     """The API server alone, with a SQLite store. `podwire init` makes the files that it needs."""
+    from podwire_base.kube.errors import ConfigError
     from podwire_controlplane.server.main import ServerConfig, run
+    from podwire_controlplane.store.sqlite import StoreInUse
 
     def pair(text: str) -> tuple[str, int]:
         address, _, port = text.rpartition(":")
@@ -238,7 +241,11 @@ def apiserver(
     )
     try:
         run(config)
-    except (StatusError, OSError, ValueError) as error:  # errors of certificates, socket or objects
+    except sqlite3.DatabaseError as error:
+        raise Failed(
+            f"the API server cannot start: {data}/store.db is damaged or cannot be written: {error}"
+        ) from error
+    except (StatusError, ConfigError, StoreInUse, OSError, ValueError) as error:  # certificates, store, socket, objects
         raise Failed(f"the API server cannot start: {error}") from error
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,7 @@ from podwire.main import cli
 from podwire.settings import ROLES
 from podwire_base.role import layout, logs
 from podwire_controlplane.server import auth, pki
+from podwire_controlplane.server import main as server
 
 
 @pytest.fixture
@@ -46,3 +50,22 @@ def test_the_agent_refuses_before_it_starts_a_role(node: tuple[Path, Path]) -> N
     done = CliRunner().invoke(cli, words)
     assert done.exit_code == 1 and "podwire 9.1.0" in done.output and "--for-downgrade" in done.output
     assert [file.name for file in run_dir.iterdir()] == [layout.FILE]
+
+
+@pytest.mark.parametrize("state", ["newer", "damaged", "locked"])
+def test_the_api_server_names_a_store_that_it_cannot_serve(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    monkeypatch.setattr(server, "main", lambda _, work: asyncio.run(work))  # without changes of this process
+    path = tmp_path / "store.db"
+    with contextlib.ExitStack() as stack:
+        if state == "damaged":
+            path.write_bytes(b"not a database " * 1000)
+        else:
+            db = stack.enter_context(contextlib.closing(sqlite3.connect(path, isolation_level=None)))
+            db.execute("PRAGMA user_version=7")
+            if state == "locked":
+                db.execute("BEGIN EXCLUSIVE")
+        done = CliRunner().invoke(cli, ["apiserver", "--data", str(tmp_path), "--listen", "127.0.0.1:1"])
+    assert done.exit_code == 1 and isinstance(done.exception, SystemExit) and str(path) in done.output
+    assert {"newer": "layout 7", "damaged": "damaged", "locked": "another API server"}[state] in done.output

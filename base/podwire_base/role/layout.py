@@ -23,6 +23,14 @@ class NewerLayout(ConfigError):
     """A later version of podwire wrote the node's state."""
 
 
+def refusal(what: str, found: int, known: int) -> str:
+    """Return the sentence that names state of a later version. what: the file or table. found, known: layouts."""
+    return (
+        f"{what}: a later version of podwire wrote this with layout {found}, and podwire {VERSION} knows layouts up "
+        f"to {known}: start that version or a later one"
+    )
+
+
 def read(run_dir: Path) -> tuple[int, str]:
     """Return (layout, version of podwire that wrote it); (0, "") without a file. Raises ConfigError if the file cannot
     be read.

@@ -9,7 +9,7 @@ the boot id in each lease. So fsync would change no outcome. (The reference plug
 either.)
 
 The file of a released lease is renamed to `.rest-ADDRESS`. The change time (ctime) of this file is the time of the
-release.
+release. The file `.layout` has the number of the layout of all these files. Version 0.2 wrote none.
 
 An address whose file is unreadable is not allocated until the kernel shows that no pod uses it, or until its owner is
 known.
@@ -27,7 +27,7 @@ from collections.abc import Iterable, Mapping
 from ipaddress import ip_address
 from pathlib import Path
 
-from podwire_base.role import files, logs
+from podwire_base.role import files, layout, logs
 
 from ..capabilities import port_mappings
 from ..errors import CNIError, ErrorCode
@@ -37,6 +37,8 @@ from .allocator import Lease
 log = logs.get("wiring")
 WIRED = b"wired\n"
 REST = ".rest-"
+LAYOUT = 1  # raised by a change that an older agent would misread
+LAYOUT_FILE = ".layout"
 
 
 def boot_id() -> str:
@@ -52,7 +54,8 @@ class DirStore:
     """A directory of leases. The constructor locks it (flock) until `close`, so that only one process allocates
     addresses.
 
-    Raises Busy if another process still has the lock after `wait` seconds.
+    Raises Busy if another process still has the lock after `wait` seconds, and layout.NewerLayout for leases of a later
+    version.
     """
 
     def __init__(self, path: Path, *, wait: float = 0) -> None:
@@ -64,12 +67,35 @@ class DirStore:
         while True:
             try:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
+                break
             except BlockingIOError as err:
                 if time.monotonic() >= deadline:
                     os.close(self._lock)
                     raise Busy(err.errno, "another wiring agent or plugin holds the leases", str(path)) from err
             time.sleep(0.02)
+        try:
+            if self._layout() < LAYOUT:
+                with contextlib.suppress(OSError):  # a full disk must not prevent the end of a pod
+                    files.write(path / LAYOUT_FILE, f"{LAYOUT}\n")
+        except BaseException:
+            self.close()
+            raise
+
+    def _layout(self) -> int:
+        """Returns the layout of the leases; 0 if none is told. Raises layout.NewerLayout."""
+        try:
+            found = int((self.path / LAYOUT_FILE).read_text()[:9])
+        except FileNotFoundError:
+            return 0
+        except ValueError:  # a damaged file tells nothing, and each lease is checked by itself
+            return 0
+        if found > LAYOUT:
+            raise layout.NewerLayout(layout.refusal(f"leases of {self.path}", found, LAYOUT))
+        return found
+
+    def forget_layout(self) -> None:
+        """Removes the number, for an older version that knows none."""
+        (self.path / LAYOUT_FILE).unlink(missing_ok=True)
 
     def close(self) -> None:
         os.close(self._lock)

@@ -15,12 +15,13 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from podwire_base.role.layout import NewerLayout
 from podwire_cni.conf import parse_range
 from podwire_cni.errors import CNIError
 from podwire_cni.ipam.allocator import Allocator, Lease, PoolExhausted, Store
 from podwire_cni.ipam.hostlocal import Young, take_over
 from podwire_cni.ipam.ranges import capacity, podcidr_range, walk
-from podwire_cni.ipam.store import Busy, DirStore
+from podwire_cni.ipam.store import LAYOUT_FILE, Busy, DirStore
 from podwire_cni.testing.store import FakeStore
 from podwire_cni.types import Attachment, IPAddress
 
@@ -273,7 +274,7 @@ def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path) -> None:
     fresh.symlink_to("/dev/full")
     with pytest.raises(CNIError, match="cannot be written: No space left on device"):
         store.reserve(LEASE)
-    assert [f.name for f in (tmp_path / "leases").iterdir()] == [".lock"]
+    assert [f.name for f in (tmp_path / "leases").iterdir() if f.name != LAYOUT_FILE] == [".lock"]
     assert store.reserve(LEASE)
     (tmp_path / "leases" / str(LEASE.address)).unlink()
     (tmp_path / "leases" / str(LEASE.address)).symlink_to("/dev/full")
@@ -286,7 +287,7 @@ def test_disk_debris_is_no_lease(tmp_path: Path) -> None:
     (tmp_path / "README").write_text("hello")
     store = DirStore(tmp_path)
     assert list(store.leases()) == []
-    assert {f.name for f in tmp_path.iterdir()} == {".lock", "README"}, "a foreign file is left alone"
+    assert {f.name for f in tmp_path.iterdir()} == {".lock", LAYOUT_FILE, "README"}, "a foreign file is left alone"
     store.close()
 
 
@@ -373,3 +374,32 @@ class LeasesOnDisk(Leases):
 TestLeases = Leases.TestCase
 TestLeasesOnDisk = LeasesOnDisk.TestCase
 TestLeasesOnDisk.settings = settings(max_examples=20, stateful_step_count=30, deadline=None)
+
+
+@pytest.mark.parametrize(
+    ("text", "takes"), [("1", True), ("0\n", True), ("", True), ("x", True), ("2\n", False), ("9" * 5000, False)]
+)
+def test_leases_tell_their_layout(tmp_path: Path, text: str, takes: bool) -> None:
+    """Version 0.2 wrote no number, and its leases are taken over. Those of a later version stay as they are."""
+    (tmp_path / "10.0.0.9").write_text("of that version")
+    DirStore(tmp_path).close()
+    assert (tmp_path / LAYOUT_FILE).read_text() == "1\n"
+    (tmp_path / LAYOUT_FILE).write_text(text)
+    if takes:
+        store = DirStore(tmp_path)
+        assert (tmp_path / LAYOUT_FILE).read_text().strip() == "1"
+        store.forget_layout()
+        store.close()
+        assert {f.name for f in tmp_path.iterdir()} == {".lock", "10.0.0.9"}
+        return
+    for _ in range(2):  # the lock is free again
+        with pytest.raises(NewerLayout, match="later version of podwire wrote this with layout"):
+            DirStore(tmp_path)
+    assert (tmp_path / LAYOUT_FILE).read_text() == text and (tmp_path / "10.0.0.9").read_text() == "of that version"
+
+
+def test_a_full_disk_does_not_keep_the_leases_from_their_agent(tmp_path: Path) -> None:
+    (tmp_path / f".{LAYOUT_FILE}.{os.getpid()}").symlink_to("/dev/full")
+    store = DirStore(tmp_path)
+    assert not (tmp_path / LAYOUT_FILE).exists() and list(store.leases()) == []
+    store.close()

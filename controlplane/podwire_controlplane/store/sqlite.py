@@ -7,6 +7,8 @@ durable.
 
 The table `items` has the present objects. The table `changes` has the recent changes, so that watches resume after a
 restart of the server. One process owns the file: SQLite's exclusive lock refuses a second process.
+
+SQLite's `user_version` is the layout of the tables and of the objects in them. Version 0.2 wrote none (0).
 """
 
 from __future__ import annotations
@@ -22,12 +24,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from podwire_base.role import logs
+from podwire_base.role import layout, logs
 
 from .base import Conflict, Item, StoredChange
 from .memory import HISTORY, HISTORY_BYTES, MemoryStore
 
 log = logs.get("apiserver")
+LAYOUT = 1  # raised by a change that an older API server would misread
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS items (key TEXT PRIMARY KEY, revision INTEGER NOT NULL, value BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS changes (
@@ -76,7 +79,9 @@ def _refuse(refused: list[tuple[Conflict, _Asked]]) -> None:
 
 
 class SqliteStore(MemoryStore):
-    """`SqliteStore(path)` opens or creates the file. Raises StoreInUse, or sqlite3.DatabaseError for a damaged file."""
+    """`SqliteStore(path)` opens or creates the file. Raises StoreInUse, layout.NewerLayout for a file of a later
+    version (which stays as it is), or sqlite3.DatabaseError for a damaged file.
+    """
 
     def __init__(self, path: Path, history: int = HISTORY, history_bytes: int = HISTORY_BYTES) -> None:
         super().__init__(history, history_bytes)
@@ -90,10 +95,15 @@ class SqliteStore(MemoryStore):
         self._db = sqlite3.connect(path, isolation_level=None, timeout=2, check_same_thread=False)
         try:
             self._db.execute("PRAGMA locking_mode=EXCLUSIVE")
+            ((found,),) = self._db.execute("PRAGMA user_version")
+            if found > LAYOUT:
+                self._db.close()
+                raise layout.NewerLayout(layout.refusal(str(path), found, LAYOUT))
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")
             self._db.executescript(_SCHEMA)
             self._db.execute("BEGIN IMMEDIATE")
+            self._db.execute(f"PRAGMA user_version={LAYOUT:d}")
             self._db.execute("COMMIT")
         except sqlite3.OperationalError as err:
             self._db.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import sqlite3
@@ -18,6 +19,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from podwire_base.role.layout import NewerLayout
 from podwire_base.testing.builders import run
 from podwire_controlplane.store import memory
 from podwire_controlplane.store.base import Compacted, Conflict, Item, StoredChange
@@ -378,6 +380,34 @@ def test_second_opener_is_told(tmp_path: Path) -> None:
         SqliteStore(tmp_path / "s.db")
     run(store.close())
     run(SqliteStore(tmp_path / "s.db").close())
+
+
+@pytest.mark.parametrize("user_version", [0, 1, 2, 1 << 30])
+def test_a_file_tells_its_layout(tmp_path: Path, user_version: int) -> None:
+    """A file of version 0.2 tells none and is taken over. A file of a later version stays as it is, byte by byte."""
+    path = tmp_path / "s.db"
+    store = SqliteStore(path)
+    run(store.put("/k", b"value"))
+    run(store.close())
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.execute(f"PRAGMA user_version={user_version}")
+        if user_version > 1:
+            db.execute("DROP TABLE changes")
+            db.commit()
+    before = path.read_bytes()
+    if user_version > 1:
+        with pytest.raises(
+            NewerLayout, match=f"s.db: a later version of podwire wrote this with layout {user_version}"
+        ):
+            SqliteStore(path)
+        assert path.read_bytes() == before
+        return
+    store = SqliteStore(path)
+    item = run(store.get("/k"))
+    assert item is not None and item.value == b"value"
+    run(store.close())
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        assert db.execute("PRAGMA user_version").fetchall() == [(1,)]
 
 
 _WRITER = """

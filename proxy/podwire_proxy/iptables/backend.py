@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from podwire_base.kernel.ip import Family
+from podwire_base.role.layout import refusal
 
 from ..backend import Live, MetricNames, Setting
 from ..hostfacts import Foreign
 from ..model import NodeInfo
 from . import kernel, leftovers, live, programs
 from .fake import FakeChains
+from .layout import LAYOUT, PREFIX
 from .plan import KernelState, Planner
 from .programs import VARIANTS, Variant
 
@@ -61,6 +63,14 @@ class Iptables:
 
     def remove_idle(self, node: NodeInfo, ns_fd: int | None = None) -> None:
         """Removes nothing: in a family without Services, the chains match no packet."""
+
+    def newer(self, ns_fd: int | None = None) -> str:
+        found = kernel.newest(ns_fd)
+        return refusal(f"chains {PREFIX}*", found, LAYOUT) if found > LAYOUT else ""
+
+    def downgrade(self, ns_fd: int | None = None) -> list[str]:
+        """Removes nothing: an older proxy deletes the chains that it does not know."""
+        return []
 
     def foreign(self) -> Foreign:
         return leftovers.foreign()

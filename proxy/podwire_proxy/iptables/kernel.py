@@ -8,13 +8,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 
 from podwire_base.kernel.ip import FAMILIES, Family
+from podwire_base.kernel.nft import socket as nft_socket
 from podwire_base.kernel.reasons import Reason
 from podwire_base.role import logs
 
 from ..backend import Watch
 from . import programs
 from .ipset import IpSets
-from .layout import Chain, Rules, TableName, is_ours
+from .layout import Chain, Rules, TableName, is_ours, layout_of
 from .plan import TABLES, KernelState, Plan, Planner, SetOp
 from .programs import Variant
 from .text import parse
@@ -140,6 +141,19 @@ class Chains:
 
     def retire(self) -> list[str]:
         return cleanup(self._ns_fd, keep=self.variant, wait=0)
+
+
+def newest(ns_fd: int | None = None) -> int:
+    """Returns the layout that the chains of either variant tell; 0 without chains, and for those of version 0.2."""
+    names = list[str]()
+    if not nft_socket.missing(ns_fd):
+        with nft_socket.Connection(ns_fd) as conn:  # the programs need seconds where there are thousands of chains
+            names += [chain.name for chain in conn.chains()]
+    if programs.installed("legacy"):
+        for family in FAMILIES:
+            if "nat" in programs.legacy_tables(family, ns_fd):
+                names += [chain.name for chain in parse(programs.save("legacy", family, ns_fd))]
+    return max(map(layout_of, names), default=0)
 
 
 def existing(ns_fd: int | None = None) -> list[str]:

@@ -22,6 +22,7 @@ from ..dataplane import Balance, Frontend, Key, Sticky, Treatment
 from ..model import LOCALHOST, Destination, NodeInfo, is_v6
 from ..verdict import Verdict
 
+LAYOUT = 1  # of the chains and sets: raised by a change that an older proxy would misread
 PREFIX = "PODWIRE-"  # of all chains and sets of the proxy
 MARK = (
     # the bit of the connection mark that means "masquerade", from prerouting to postrouting of a flow's first packet
@@ -84,6 +85,12 @@ def digest(*parts: object) -> str:
 
 def is_ours(name: str) -> bool:
     return name.startswith(PREFIX)
+
+
+def layout_of(name: str) -> int:
+    """Returns the layout that the name of a chain tells; 0 for any other chain."""
+    found = re.fullmatch(rf"{PREFIX}LAYOUT-(\d{{1,9}})", name)
+    return int(found[1]) if found else 0
 
 
 def cluster_ips(family: Family) -> str:
@@ -347,6 +354,7 @@ def static_rules(family: Family, node: NodeInfo) -> dict[Chain, Rules]:
         )
     return {
         **loopback,
+        Chain("nat", f"{PREFIX}LAYOUT-{LAYOUT}"): (),
         Chain("nat", SERVICES): (),
         Chain("nat", "PODWIRE-MARK"): (f"-j CONNMARK --set-xmark {BIT}",),
         Chain("nat", "PODWIRE-UNMARK"): (f"-j CONNMARK --set-xmark 0x0/{MARK:#x}",),

@@ -10,13 +10,14 @@ from podwire_base.kernel.nft import socket as nft_socket
 from podwire_base.kernel.nft.codec import TableDump
 from podwire_base.role.features import NFTABLES_BACKEND, explain, lacking
 from podwire_base.role.kernelconfig import running
+from podwire_base.role.layout import refusal
 
 from ..backend import Live, MetricNames, Setting
 from ..hostfacts import Foreign
 from ..model import NodeInfo
 from . import kernel
 from .fake import FakeTables
-from .layout import TABLE_NAME, Layout
+from .layout import LAYOUT, TABLE_NAME, Layout
 from .live import Tables
 from .plan import Planner
 
@@ -63,6 +64,13 @@ class Nftables:
 
     def remove_idle(self, node: NodeInfo, ns_fd: int | None = None) -> None:
         kernel.remove_idle(node, ns_fd)
+
+    def newer(self, ns_fd: int | None = None) -> str:
+        found = kernel.newest(ns_fd)
+        return refusal(f"nft tables {TABLE_NAME}", found, LAYOUT) if found > LAYOUT else ""
+
+    def downgrade(self, ns_fd: int | None = None) -> list[str]:
+        return kernel.downgraded(ns_fd)
 
     def foreign(self) -> Foreign:
         return kernel.foreign()

@@ -17,7 +17,7 @@ from ..backend import families
 from ..hostfacts import Foreign
 from ..model import NodeInfo
 from . import affinity
-from .layout import TABLE_NAME, Layout
+from .layout import TABLE_NAME, Layout, downgrade, layout_of
 from .plan import Planner
 
 log = logs.get("proxy")
@@ -99,6 +99,28 @@ def remove_idle(node: NodeInfo, ns_fd: int | None = None) -> None:
 def _present(conn: nft_socket.Connection) -> list[nft.Table]:
     ours = {Layout(family).table for family in FAMILIES}
     return [table for table in conn.tables() if table in ours]
+
+
+def newest(ns_fd: int | None = None) -> int:
+    """Returns the layout that the tables tell; 0 without tables, and for those of version 0.2."""
+    if nft_socket.missing(ns_fd):
+        return 0
+    with nft_socket.Connection(ns_fd) as conn:
+        return max(map(layout_of, conn.chains()), default=0)
+
+
+def downgraded(ns_fd: int | None = None) -> list[str]:
+    """Removes what version 0.2 does not know. Returns a line for each item found."""
+    if nft_socket.missing(ns_fd):
+        return []
+    lines = list[str]()
+    with nft_socket.Connection(ns_fd) as conn:
+        for family in FAMILIES:
+            table = Layout(family).table
+            plan, gone = downgrade(Layout(family), (c for c in conn.chains() if c.table == table))
+            conn.commit(plan)
+            lines += [f"chain {family} {table.name} {chain.name}" for chain in gone]
+    return lines
 
 
 def existing(ns_fd: int | None = None) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,6 +19,7 @@ from ..dataplane import Balance, Frontend, Key, Sticky
 from ..model import LOCALHOST, PROTOCOLS, Destination, NodeInfo, is_v6
 
 TABLE_NAME = "podwire"
+LAYOUT = 1  # of this table: raised by a change that an older proxy would misread
 RAW, DSTNAT, SRCNAT = -300, -100, 100
 CT_INVALID = 1  # conntrack state: the packet belongs to no flow or is outside of the window
 LOCAL_SLOTS = 1 << 15  # the first slot of the local set, so that both sets share one map
@@ -30,6 +32,7 @@ LO = b"lo".ljust(16, b"\0")
 REFUSAL = {Reason.NO_ENDPOINTS: "reject", Reason.WRONG_PORT: "wrong-port"}  # reason -> the chain that refuses
 NO_LOCAL = "no-local-endpoint"
 OWN_CHAINS = ("sticky-", "remember-", "sources-")  # chains that are added and removed with Services
+_BALANCER = re.compile(r"(lb|local)\d+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +152,57 @@ def _rules(chain: nft.Chain, rules: Iterable[tuple[str, Iterable[Expr]]]) -> tup
     return tuple(made)
 
 
+def mark(layout: Layout) -> nft.Chain:
+    """Returns the empty chain whose name tells the layout of the table."""
+    return nft.Chain(layout.table, f"layout-{LAYOUT}")
+
+
+def layout_of(chain: nft.Chain) -> int:
+    """Returns the layout that a chain tells; 0 for any other chain."""
+    found = re.fullmatch(r"layout-(\d{1,9})", chain.name)
+    return int(found[1]) if found and chain.table.name == TABLE_NAME else 0
+
+
+def comes_with_services(name: str) -> bool:
+    """Whether Services add and remove a chain of this name."""
+    return name.startswith(OWN_CHAINS) or _BALANCER.fullmatch(name) is not None
+
+
+def _service_frontends(layout: Layout, wrong_port: str) -> tuple[nft.Rule, ...]:
+    """Returns the rules of `service-frontends`. wrong_port: the chain for other ports of a Service address."""
+    return _rules(
+        nft.Chain(layout.table, "service-frontends"),
+        [
+            ("Service frontends", [*layout.frontend(), nft.Lookup("services", dreg=0)]),
+            ("other ports of a Service address", [layout.daddr(), nft.Lookup("cluster-ips"), nft.goto(wrong_port)]),
+            (
+                carrying("unallocated Service addresses", Reason.UNALLOCATED_ADDRESS),
+                [
+                    layout.daddr(),
+                    nft.Lookup("service-cidrs"),
+                    nft.FibType("daddr"),
+                    nft.Cmp(nft.host32(RTN_LOCAL), "!="),
+                    nft.Counter(),
+                    nft.drop(),
+                ],
+            ),
+        ],
+    )
+
+
+def downgrade(layout: Layout, chains: Iterable[nft.Chain]) -> tuple[nft.Transaction, list[nft.Chain]]:
+    """Returns the transaction that removes the chains that version 0.2 does not know, and these chains. chains: the
+    chains of the table. Packets meet the same verdicts before and after.
+    """
+    names = {chain.name: chain for chain in chains}
+    gone = [names[name] for name in (REFUSAL[Reason.WRONG_PORT],) if name in names]
+    tx = nft.Transaction()
+    if gone and "service-frontends" in names:
+        tx.flush(names["service-frontends"]).add(*_service_frontends(layout, REFUSAL[Reason.NO_ENDPOINTS]))
+    gone += [chain for chain in names.values() if layout_of(chain)]
+    return tx.flush(*gone).delete(*gone), gone
+
+
 def static_rules(layout: Layout, node: NodeInfo) -> StaticRules:
     t = layout.table
     pre = nft.Chain(t, "prerouting", "prerouting", "nat", DSTNAT)
@@ -186,27 +240,7 @@ def static_rules(layout: Layout, node: NodeInfo) -> StaticRules:
                 )
             ],
         ),
-        "service-frontends": _rules(
-            services,
-            [
-                ("Service frontends", [*layout.frontend(), nft.Lookup("services", dreg=0)]),
-                (
-                    "other ports of a Service address",
-                    [layout.daddr(), nft.Lookup("cluster-ips"), nft.goto(REFUSAL[Reason.WRONG_PORT])],
-                ),
-                (
-                    carrying("unallocated Service addresses", Reason.UNALLOCATED_ADDRESS),
-                    [
-                        layout.daddr(),
-                        nft.Lookup("service-cidrs"),
-                        nft.FibType("daddr"),
-                        nft.Cmp(nft.host32(RTN_LOCAL), "!="),
-                        nft.Counter(),
-                        nft.drop(),
-                    ],
-                ),
-            ],
-        ),
+        "service-frontends": _service_frontends(layout, REFUSAL[Reason.WRONG_PORT]),
         "prerouting": _rules(
             pre,
             [
@@ -223,7 +257,7 @@ def static_rules(layout: Layout, node: NodeInfo) -> StaticRules:
         "postrouting": _rules(post, [*_remembering(layout), *_masquerading(layout, node)]),
         "input": _rules(inp, _remembering(layout)),
     }
-    chains = [*refusing.values(), none_here, services, pre, out, post, inp]
+    chains = [mark(layout), *refusing.values(), none_here, services, pre, out, post, inp]
     if node.drop_invalid:
         chains.append(forward := nft.Chain(t, "forward", "forward", "filter"))
         rules["forward"] = _rules(

@@ -8,7 +8,7 @@ packet in flight may have drawn this slot already: one failed lookup would pin a
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -25,13 +25,14 @@ from ..verdict import NO_LOCAL_ENDPOINTS, PASS
 from .layout import (
     AFFINITY,
     LOCAL_SLOTS,
-    LOOPBACK,
     MAX_BACKENDS,
     NO_LOCAL,
     OWN_CHAINS,
     REFUSAL,
     Layout,
+    StaticRules,
     balancer,
+    comes_with_services,
     remember,
     sources,
     static_rules,
@@ -119,7 +120,8 @@ class Planner:
     def full(self, dataplane: Dataplane, found: TableDump | None) -> nft.Transaction:
         """Returns the transaction from the rules read back (None: no table) to the dataplane; empty if equal."""
         self.node = dataplane.node
-        tx, held = self._base(found)
+        want = static_rules(self.layout, self.node)
+        tx, held = self._base(found, want)
         self.mirror = found if found is not None and held else TableDump(self.layout.table)
         elements = {name: held.get(name, {}) for name in self.layout.sets()}
         for name in AFFINITY:
@@ -131,6 +133,7 @@ class Planner:
             Counter(v.chain for name in _VERDICTS for v in elements[name].values() if isinstance(v, nft.Verdict)),
         )
         self.idle = {name for name in self.mirror.chains if name.startswith(OWN_CHAINS)}
+        self.idle.update(chain.name for chain in _stale(self.mirror, want) if not chain.hook)
         keys = {key[:-4] for key in elements["endpoints"]}
         keys.update(*(elements[name] for name in _FRONTEND_SETS))
         wanted = {self.layout.key(k): f for k, f in dataplane.frontends.items() if self.layout.ours(k.ip)}
@@ -173,7 +176,10 @@ class Planner:
             if name in self.mirror.chains and not self._uses[name]
         ]
         self.garbage, self.idle = set(), set()
-        return nft.Transaction().delete(nft.Elements(self.layout.sets()["endpoints"], items), *chains)
+        stale = [chain for chain in chains if not comes_with_services(chain.name)]  # these may jump to each other
+        return (
+            nft.Transaction().delete(nft.Elements(self.layout.sets()["endpoints"], items)).flush(*stale).delete(*chains)
+        )
 
     @property
     def unswept(self) -> bool:
@@ -189,9 +195,11 @@ class Planner:
             and value not in self.allowed.get((local, key[:size]), ())
         }
 
-    def _base(self, found: TableDump | None) -> tuple[nft.Transaction, dict[str, dict[bytes, nft.Value]]]:
+    def _base(
+        self, found: TableDump | None, want: StaticRules
+    ) -> tuple[nft.Transaction, dict[str, dict[bytes, nft.Value]]]:
         """Returns the static part of a full plan, and the initial elements (empty if the plan recreates the table)."""
-        want, tx = static_rules(self.layout, self.node), nft.Transaction()
+        tx = nft.Transaction()
         if found is not None and not (_fits(found.sets, want.sets) and _fits(found.chains, want.chains)):
             tx.remove(self.layout.table)
             found = None
@@ -202,8 +210,9 @@ class Planner:
         tx.add(*(c for name, c in want.chains.items() if name not in found.chains))
         for name, rules in want.rules.items():
             _chain(tx, found, want.chains[name], rules)
-        if LOOPBACK in found.chains and LOOPBACK not in want.chains:
-            tx.flush(found.chains[LOOPBACK]).delete(found.chains[LOOPBACK])
+        for chain in _stale(found, want):
+            if chain.hook:  # no packet may meet its rules any more, and nothing can jump to it
+                tx.flush(chain).delete(chain)
         for name, items in want.elements.items():
             if found.elements.get(name, {}) != items:
                 tx.flush(want.sets[name]).add(nft.Elements(want.sets[name], items))
@@ -308,6 +317,13 @@ class Planner:
                 self._uses.update(v.chain for v in items.values() if isinstance(v, nft.Verdict))
         self.idle = {chain for chain in self.idle if not self._uses[chain]}
         return tx
+
+
+def _stale(found: TableDump, want: StaticRules) -> Iterator[nft.Chain]:
+    """Yields the chains that another version or another setting wrote."""
+    for name, chain in found.chains.items():
+        if name not in want.chains and not comes_with_services(name):
+            yield chain
 
 
 def _fits(found: Mapping[str, object], want: Mapping[str, object]) -> bool:

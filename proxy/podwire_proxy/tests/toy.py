@@ -219,5 +219,11 @@ class Toy:
     def remove_idle(self, node: NodeInfo, ns_fd: int | None = None) -> None:
         """Nothing is idle."""
 
+    def newer(self, ns_fd: int | None = None) -> str:
+        return ""
+
+    def downgrade(self, ns_fd: int | None = None) -> list[str]:
+        return []
+
     def foreign(self) -> Foreign:
         return Foreign(findings=("a foreign toy",))
