@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from podwire_base.numerals import decimal
+
 from . import names
 from .cache import CAPACITY, FAILURE_SECONDS, NEGATIVE_CAP, POSITIVE_CAP
 from .forward import DOWN_AFTER, EXPIRE, NO_TLS, POLICIES, TLS, Route, Tls
@@ -216,10 +218,10 @@ class DnsConfig:
     def _upstream(self, text: str) -> str:
         scheme = TLS if text.startswith(TLS) else ""
         host, _, port = text.removeprefix(TLS).partition("#")
-        if port and not (port.isdecimal() and 0 < int(port) <= LAST_PORT):
+        number = decimal(port, LAST_PORT) if port else TLS_PORT if scheme else PORT
+        if not number:
             raise BadConfig(f"upstream {text!r} has a bad port; write IP or IP#port")
         address = _ip(host, "upstream")
-        number = int(port or (TLS_PORT if scheme else PORT))
         if address in self.addresses() and number == self.port:
             raise BadConfig(f"upstream {text!r} is this DNS itself, and queries would loop forever; remove it")
         return f"{scheme}{address}#{number}"

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from podwire_base.numerals import decimal
+
 from .corefile_text import TOP, Directive, Token, bad, lines
 
 MOST_IMPORTS, MOST_DEPTH = 1000, 32
@@ -116,8 +118,8 @@ class _Reader:
     ) -> Iterator[Line]:
 
         def argument(found: re.Match[str]) -> str:
-            index = int(found[1] or found[2])
-            if index >= len(args):
+            index = decimal(found[1] or found[2])
+            if index is None or index >= len(args):
                 raise bad(token, f"{name} wants {found[0]}, and the import gives {len(args)} arguments")
             return args[index]
 

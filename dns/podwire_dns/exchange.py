@@ -16,6 +16,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from podwire_base.numerals import decimal
+
 from . import forward
 from .cache import Upstreamed
 from .wire import SERVFAIL, Malformed
@@ -33,7 +35,8 @@ def socket_address(host: str, port: int) -> tuple[str, int] | tuple[str, int, in
     address, _, link = host.partition("%")
     if not link:
         return host, port
-    return address, port, 0, int(link) if link.isdecimal() else socket.if_nametoindex(link)
+    index = decimal(link, 2**31 - 1)
+    return address, port, 0, socket.if_nametoindex(link) if index is None else index
 
 
 class UdpExchange:

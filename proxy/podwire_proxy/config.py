@@ -11,6 +11,7 @@ from typing import Any
 from podwire_base.kube import meta, nodeaddresses
 from podwire_base.kube.errors import ConfigError
 from podwire_base.kube.shape import ANY
+from podwire_base.numerals import decimal
 
 from .externalips import CHOICES, RESERVED, SERVE, port_range
 from .model import Claimable, NodeInfo, covers, is_v6, normal_cidr, normal_ip
@@ -152,7 +153,7 @@ def check(config: ProxyConfig) -> None:
         raise ConfigError(f"local_interface: {config.detect_local} needs an interface's name (1 to 15 characters)")
     for name, address in (("metrics_address", config.metrics_address), ("healthz_address", config.healthz_address)):
         host, colon, port = address.rpartition(":")
-        if address and not (colon and port.isdecimal() and int(port) < 65536):
+        if address and (not colon or decimal(port) is None):
             raise ConfigError(f"{name}: {address!r} is not host:port, such as {host or '127.0.0.1'}:10249")
 
 

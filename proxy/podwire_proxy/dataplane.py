@@ -105,8 +105,8 @@ class HealthCheck:
     ipv4, ipv6: the number of addresses with a ready endpoint among those that the data path chooses for clients outside
     (Choice.local). None: the Service does not have this family, so nothing answers at the node's addresses of the
     family. Endpoints that terminate but still serve do not count, although packets may go to them: the load balancer
-    must stop sending here before the last one is gone. KEP-1669 asks for this, and so does the e2e test "Services should
-    fail health check node port if there are only terminating endpoints".
+    must stop sending here before the last one is gone. KEP-1669 asks for this, and so does the e2e test
+    "Services should fail health check node port if there are only terminating endpoints".
     """
 
     port: int

@@ -12,6 +12,7 @@ from typing import Literal
 
 from podwire_base.kube.conditions import is_true
 from podwire_base.kube.meta import Object, labels
+from podwire_base.numerals import decimal
 
 Protocol = Literal["TCP", "UDP"]
 LOOPBACK = ("127.0.0.1", "::1")
@@ -71,9 +72,9 @@ def _protocol(text: str) -> tuple[str, Protocol]:
 
 
 def _port(text: str, whole: str) -> int:
-    if not (text.isascii() and text.isdecimal() and int(text) < 65536):
+    if (number := decimal(text)) is None:
         raise BadPublication(f"{whole!r}: {text!r} is not a port of this machine; expected {WORDS}")
-    return int(text)
+    return number
 
 
 def _place(text: str, protocol: Protocol, whole: str) -> Place:
@@ -114,7 +115,7 @@ def parse(text: str, space: str = "default") -> Publication:
     here, colon, service = left.rpartition(":")
     if not colon:
         raise BadPublication(f"{text!r}: expected {WORDS}, such as 8080:web:80")
-    good = 0 < int(port) < 65536 if port.isascii() and port.isdecimal() else _NAME.fullmatch(port)
+    good = decimal(port) if port.isascii() and port.isdecimal() else _NAME.fullmatch(port)
     if not good:
         raise BadPublication(f"{text!r}: {port!r} is neither number nor name of a Service's port; expected {WORDS}")
     namespace, own, _ = parse_service(service, space)

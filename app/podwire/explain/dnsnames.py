@@ -9,10 +9,12 @@ import ipaddress
 from dataclasses import dataclass
 
 from podwire_base.kube.meta import Object, key, namespace
+from podwire_base.numerals import decimal
 
 from .catalogue import Catalogue, endpoints
 
 NDOTS = 5  # of a pod with dnsPolicy ClusterFirst
+MOST_NDOTS = 15  # resolv.conf(5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,8 @@ def search(host: str, pod: Object | None, domain: str) -> list[str]:
     ndots = NDOTS if policy.startswith("ClusterFirst") else 1
     for option in own.get("options") or []:
         if option.get("name") == "ndots" and str(option.get("value") or "").isdecimal():
-            ndots = int(option["value"])
+            number = decimal(str(option["value"]), MOST_NDOTS)
+            ndots = MOST_NDOTS if number is None else number
     longer = [f"{host}.{path}" for path in dict.fromkeys(paths) if path]
     return [host, *longer] if host.count(".") >= ndots else [*longer, host]
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from podwire_base.kube.meta import Object, key, name, namespace
+from podwire_base.numerals import decimal
 from podwire_proxy.model import normal_ip
 
 from . import dnsnames
@@ -106,7 +107,7 @@ def parse(text: str, protocol: str = "") -> Dialled:
     host, port = _host_and_port(rest, text)
     kind, space, host = _kind(host)
     port = port or default
-    if port.isdecimal() and not 0 < int(port) < 65536:
+    if port.isdecimal() and not decimal(port):
         raise BadName(f"{text!r}: expected DST:PORT with a port from 1 to 65535")
     if port and not (port.isascii() and port.isdecimal()) and not _PORT_NAME.fullmatch(port):
         raise BadName(f"{text!r}: expected DST:PORT; {port!r} is neither a number nor the name of a port")

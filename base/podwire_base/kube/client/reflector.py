@@ -17,8 +17,11 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Literal
 
+from podwire_base.numerals import decimal
+
 from ..meta import Object, annotations_of, key, resource_version
 
+_LAST = 10**40  # a longer resourceVersion is no number of any server
 INITIAL_END = "k8s.io/initial-events-end"
 EventType = Literal["ADDED", "MODIFIED", "DELETED"]
 
@@ -47,7 +50,7 @@ def _newer(obj: Object, than: Object) -> bool:
 
 
 def _decimal(*objects: Object) -> bool:
-    return all(resource_version(o).isdecimal() for o in objects)
+    return all(decimal(resource_version(o), _LAST) is not None for o in objects)
 
 
 def _whole(obj: Object) -> Object:
@@ -155,7 +158,7 @@ class Reflector:
             return None
         if (
             before is None
-            and self.version.isdecimal()
+            and decimal(self.version, _LAST) is not None
             and _decimal(obj)
             and int(resource_version(obj)) <= int(self.version)
         ):
