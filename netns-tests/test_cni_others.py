@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lab.cnicluster import Cluster, two_nodes
+from lab.cnicluster import OUTSIDE, Cluster, two_nodes
 from lab.cninode import ask, wait_until
 from podwire_cni.plan import host_veth
 from podwire_cni.types import Attachment
@@ -87,4 +87,48 @@ def test_del_with_an_edited_conflist(cluster: Cluster, edited: str) -> None:
     assert (answer.status, answer.out) == (0, ""), one.log()
     assert one.leases() == {} and not [name for name in one.links() if name.startswith("veth")]
     assert "del in spite of its configuration" in one.log()
+    cluster.clear()
+
+
+def test_pods_are_forwarded_though_docker_turned_the_policy_to_drop(cluster: Cluster) -> None:
+    """Docker sets the policy when it starts before the agent. The programs of iptables still read the chain."""
+    one, outside = cluster.nodes[0], cluster.outside
+    (pod, ip), (far, far_ip) = cluster.pod(one, "forwarded"), cluster.pod(cluster.nodes[1], "far")
+    world, there = cluster.serve(outside, OUTSIDE), cluster.serve(far, far_ip)
+    mine = cluster.serve(pod, ip)
+    before = one.ns.run(["iptables-save", "-t", "filter"]).stdout
+    for program in ("iptables", "ip6tables"):
+        one.ns.run(
+            [
+                program,
+                "-w",
+                "-A",
+                "FORWARD",
+                "-s",
+                "198.51.100.1" if program == "iptables" else "2001:db8::1",
+                "-j",
+                "DROP",
+            ]
+        )
+        one.ns.run([program, "-w", "-P", "FORWARD", "DROP"])
+    wait_until(lambda: "podwire" in one.ns.run(["nft", "list", "chain", "ip", "filter", "FORWARD"]).stdout, "rules")
+    wait_until(lambda: "podwire" in one.ns.run(["nft", "list", "chain", "ip6", "filter", "FORWARD"]).stdout, "rules")
+    assert ask(pod, OUTSIDE, world) == "192.0.2.1" and ask(pod, far_ip, there) == ip
+    assert ask(far, ip, mine) == far_ip
+    for save in ("iptables-save", "ip6tables-save"):
+        rules = [
+            line for line in one.ns.run([save, "-t", "filter"]).stdout.splitlines() if line.startswith("-A FORWARD")
+        ]
+        assert rules[0].endswith("-j DROP") and all(line.endswith("-j ACCEPT") for line in rules[1:]), (
+            "after the host's"
+        )
+        assert len(rules) > 1
+    for program in ("iptables", "ip6tables"):
+        one.ns.run([program, "-w", "-P", "FORWARD", "ACCEPT"])
+        one.ns.run([program, "-w", "-D", "FORWARD", "1"])
+    wait_until(
+        lambda: "podwire" not in one.ns.run(["nft", "list", "ruleset"]).stdout.partition("chain FORWARD")[2][:400],
+        "gone",
+    )
+    assert "podwire" not in before
     cluster.clear()

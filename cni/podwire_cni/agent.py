@@ -39,6 +39,7 @@ from .ipam.ranges import podcidr_range
 from .ipam.store import DirStore, boot_id
 from .kernel import Kernel, known_netns
 from .listener import Listener
+from .netwatch import Notices
 from .networkstore import Networks
 from .nodetable import OtherNet
 from .overlay import Encapsulation
@@ -72,6 +73,7 @@ class WiringConfig:
     node that sent it, or an address of this node; "any": its node alone is checked, because a Service proxy without a
     detector of local traffic keeps the sources of other machines. no_pods: paths of network namespaces that are no
     pod's, besides the node's own and that of process 1: of the machine, if the node is a namespace of it.
+    forward_accept: whether rules for pods are appended to an iptables chain FORWARD whose policy is drop.
     """
 
     node_name: str
@@ -89,6 +91,7 @@ class WiringConfig:
     host_managers: bool = True
     tunnel_sources: Sources = "cluster"
     no_pods: tuple[str, ...] = ()
+    forward_accept: bool = True
 
     def __post_init__(self) -> None:
         """Raises ValueError; its text begins with the field's name."""
@@ -219,9 +222,12 @@ class Agent:
         nets = self.networks.rules()
         own = [str(r.subnet) for ranges in (self.node.ranges if self.node else ()) for r in ranges]
         others = [str(cidr) for peer in cluster.peers for cidr in peer.cidrs]
+        pods = (*self.config.cluster_cidrs, *own, *others, *(cidr for net in nets for cidr in net.cidrs))
+        for line in self.firewall.forward(pods if self.config.forward_accept else ()):
+            log.info("nft", change=line)
         rules = TunnelRules(
             cluster.members,
-            (*self.config.cluster_cidrs, *own, *others, *(cidr for net in nets for cidr in net.cidrs)),
+            pods,
             (BRIDGE, *(net.bridge for net in nets)),
             self.config.tunnel_sources,
         )
@@ -344,6 +350,7 @@ class Agent:
         in the kernel.
         """
         changed = asyncio.Event()
+        notices = Notices(changed.set)
 
         def heard(event: Event) -> None:
             if event.type != "MODIFIED" or event.old is None or routes.facts(event.old) != routes.facts(event.object):
@@ -364,11 +371,13 @@ class Agent:
                     changed.clear()
                     if informer.synced.is_set() and not stop.is_set():
                         pause = await self._sync(dict(informer.objects))
+                        notices.looked((BRIDGE, *overlay.TUNNELS.values(), *self.networks.known), self.config.uplink)
                         await self._tell_pods(api)
             finally:
                 for task in (watching, stopping):
                     task.cancel()
                 await asyncio.gather(watching, stopping, return_exceptions=True)
+                notices.close()
 
     def _sync_in_thread(self, objects: Mapping[str, Object]) -> bool:
         with beat.work("sync"):

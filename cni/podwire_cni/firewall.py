@@ -27,7 +27,7 @@ from podwire_base.kernel.nft import socket as nft_socket
 from podwire_base.kernel.nft.decode import Foreign
 from podwire_base.role import logs
 
-from . import nodetable
+from . import forwarding, nodetable
 from .native import attach
 from .nodetable import NodeRules, OtherNet, PodRules
 from .types import Attachment, IPAddress, PortMapping
@@ -99,6 +99,23 @@ class Firewall:
                 wrong = wrong if self._guarded else ["tunnel tables written"]
             self._guarded = True
             return wrong
+
+    def forward(self, cidrs: Iterable[str]) -> list[str]:
+        """Let packets of pods pass chains FORWARD whose policy is drop (forwarding.py). cidrs: the addresses of pods;
+        () removes the rules. Returns a line for each change.
+        """
+        told = []
+        with self._lock:
+            for name in forwarding.CHAINS:
+                chain = self._nft.chain(name.table, name.name)
+                if chain is None:
+                    continue
+                wanted = forwarding.plan(chain, self._nft.rules(chain), cidrs)
+                if wanted:
+                    self._nft.commit(wanted)
+                    policy = "accept" if forwarding.drops(chain) else "no longer need to accept"
+                    told.append(f"rules of table {chain.table.family} filter, chain FORWARD, {policy} pods' packets")
+        return told
 
     def _differences(self, wanted: nft.Transaction) -> list[str]:
         mirror, wrong = fake.FakeConnection(), list[str]()
@@ -245,24 +262,25 @@ def _homes(pod: PodRules, port: PortMapping) -> dict[Family, IPAddress]:
 
 def _forget_before(pod: PodRules) -> None:
     """Delete the UDP flows to the pod's hostPorts that began before the hostPorts led to the pod. Flows that the node
-    only forwards, to the same port of another machine, stay. Flows of another mapping of the same port also stay.
+    only forwards, to the same port of another machine, stay. So do flows that a Service or another mapping of the same
+    port translated: a NodePort wins over a hostPort, and must not change the endpoint of its clients.
     """
     local: frozenset[str] | None = None
     for port in pod.ports:
         if port.protocol != "udp":
             continue
         local = frozenset(map(str, local_addresses())) if local is None else local
-        for family, address in _homes(pod, port).items():
-            _forget(family, port, functools.partial(_began_before, port, (str(address), port.container_port), local))
+        for family in _homes(pod, port):
+            _forget(family, port, functools.partial(_began_before, port, local))
 
 
-def _began_before(port: PortMapping, here: tuple[str, int], own: frozenset[str], flow: Flow) -> bool:
+def _began_before(port: PortMapping, own: frozenset[str], flow: Flow) -> bool:
     dialled = flow.original.destination
     if _on_every_address(port):
         to_us = dialled in own or ip_address(dialled).is_loopback
     else:
         to_us = dialled == str(port.host_ip)
-    return to_us and (flow.reply.source, flow.reply.source_port) != here
+    return to_us and (flow.reply.source, flow.reply.source_port) == (dialled, flow.original.destination_port)
 
 
 def _forget_after(pod: PodRules, port: PortMapping) -> None:

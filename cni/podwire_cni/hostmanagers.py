@@ -92,7 +92,7 @@ def notes(seen: Seen, uplink: str) -> list[str]:
     ]
     if seen.removes_routes:
         found.append(
-            f"systemd-networkd removes the routes to other nodes from {uplink} when it starts anew; they come back at "
-            "the next look (set ManageForeignRoutes=no in /etc/systemd/networkd.conf)"
+            f"systemd-networkd removes the routes to other nodes from {uplink} when it starts anew; they come back "
+            "within a second (set ManageForeignRoutes=no in /etc/systemd/networkd.conf)"
         )
     return found

@@ -221,6 +221,12 @@ def _cidrs(context: click.Context, option: click.Parameter, values: tuple[str, .
     help="Keep systemd-networkd, udev and NetworkManager of this machine off podwire's interfaces (drop-ins in /run).",
 )
 @click.option(
+    "--forward-accept/--no-forward-accept",
+    default=True,
+    show_default=True,
+    help="Append rules for pods to the iptables chain FORWARD while its policy is drop (Docker sets it).",
+)
+@click.option(
     "--runtime-socket",
     "runtime_sockets",
     type=click.Path(),

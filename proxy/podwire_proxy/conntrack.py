@@ -75,8 +75,12 @@ def serving(frontends: Mapping[Key, Frontend]) -> dict[Key, frozenset[Destinatio
     return out
 
 
-def stale(flows: Iterable[Flow], serving: Mapping[Key, frozenset[Destination]]) -> Iterator[Flow]:
-    """Yields the entries of the frontends in `serving` that lead to no current destination."""
+def stale(
+    flows: Iterable[Flow], serving: Mapping[Key, frozenset[Destination]], fresh: Collection[Key] = ()
+) -> Iterator[Flow]:
+    """Yields the entries of the frontends in `serving` that lead to no current destination. fresh: new frontends; what
+    was translated at their addresses before was so by another program, for a hostPort.
+    """
     for flow in flows:
         frontend = frontend_of(flow)
         destinations = serving.get(frontend) if frontend is not None else None
@@ -86,7 +90,8 @@ def stale(flows: Iterable[Flow], serving: Mapping[Key, frozenset[Destination]]) 
         if answers in destinations:
             continue
         if frontend.protocol == "UDP":
-            if destinations or untranslated(flow):  # a translated flow without destinations: no other endpoint exists
+            # a translated flow without destinations: no other endpoint exists
+            if destinations or untranslated(flow) or frontend in fresh:
                 yield flow
         elif answers != (frontend.ip, frontend.port):  # the flow was never translated: not a flow of the proxy
             yield flow

@@ -74,6 +74,8 @@ class FlowKeeper:
         self._dataplane: Dataplane | None = None
         self._keys: set[Key] | None = set()  # None: all
         self._moved: set[Key] = set()
+        self._outside: set[Key] = set()  # UDP frontends at addresses of nodes, where a hostPort may have been before
+        self._fresh: set[Key] = set()  # those of them that are new
         self._ips: set[str] = set()  # new ClusterIPs outside the ranges whose unallocated addresses are closed
 
     @property
@@ -85,12 +87,27 @@ class FlowKeeper:
         self._dataplane = dataplane
         if delta is None:
             self._keys = None
-        elif self._keys is not None:
+            self._outside = {key for key, frontend in dataplane.frontends.items() if _at_node(key, frontend)}
+            self._fresh = set()
+            return
+        self._note_outside(dataplane, delta)
+        if self._keys is not None:
             self._keys |= {key for key in delta.frontends if key.protocol != "SCTP"}
             self._moved |= {key for key in delta.moved if key.protocol == "TCP"}
             # An address inside the ranges was closed before, and its packets left no entry.
             ranges = dataplane.node.service_cidrs
             self._ips |= {ip for ip in delta.cluster_ips if ip in dataplane.cluster_ips and not covers(ranges, ip)}
+
+    def _note_outside(self, dataplane: Dataplane, delta: Delta) -> None:
+        for key in delta.frontends:
+            if key.protocol == "UDP":
+                frontend = dataplane.frontends.get(key)
+                if frontend is None:
+                    self._outside.discard(key)
+                    self._fresh.discard(key)
+                elif _at_node(key, frontend) and key not in self._outside:
+                    self._outside.add(key)
+                    self._fresh.add(key)
 
     def look(self) -> Look:
         """Returns the recorded frontends for a check in any thread, and clears the record."""
@@ -108,8 +125,9 @@ class FlowKeeper:
                 {key: found[key] for key in self._keys if key in found},
                 {key: found[key] for key in self._moved if key in found},
                 Closed(dict(found), frozenset(self._ips)) if self._ips else Closed(),
+                frozenset(self._fresh),
             )
-        self._keys, self._moved, self._ips = set(), set(), set()
+        self._keys, self._moved, self._ips, self._fresh = set(), set(), set(), set()
         return look
 
     def sweep(self) -> Swept:
@@ -117,10 +135,14 @@ class FlowKeeper:
         return self.look().run()
 
 
+def _at_node(key: Key, frontend: Frontend) -> bool:
+    return key.protocol == "UDP" and frontend.kind != "ClusterIP"
+
+
 @dataclass(frozen=True)
 class Look:
     """One check of flows. frontends: the changed frontends. moved: the frontends that lost endpoints. closed: the
-    addresses that were perhaps open before.
+    addresses that were perhaps open before. fresh: the new UDP frontends at addresses of nodes.
 
     All have the current state.
     """
@@ -130,6 +152,7 @@ class Look:
     frontends: Mapping[Key, Frontend]
     moved: Mapping[Key, Frontend]
     closed: Closed = field(default_factory=Closed)
+    fresh: frozenset[Key] = frozenset()
 
     def run(self) -> Swept:
         """Finds the stale flows and ends them. Raises OSError."""
@@ -161,7 +184,7 @@ class Look:
     def _lost(self, conntrack: Conntrack, family: Family, wanted: Mapping[Key, frozenset[Destination]]) -> list[Flow]:
         mine, lost = {key: alive for key, alive in wanted.items() if _of(family, key)}, list[Flow]()
         for query in queries(mine):
-            lost += stale(conntrack.flows(family, query), mine)
+            lost += stale(conntrack.flows(family, query), mine, self.fresh)
         if self.closed or any(_of(family, key) for key in self.moved):
             opening = list(conntrack.flows(family, matching(TCP, unanswered=True)))
             lost += stale_attempts(opening, self.moved)

@@ -15,12 +15,18 @@ def clean(dns_address: str) -> Iterator[str]:
     from podwire_base.kernel.nft import ruleset as nft
     from podwire_base.kernel.nft import socket as nft_socket
     from podwire_cni import routes
+    from podwire_cni.firewall import Firewall
     from podwire_dns import heritage, host
     from podwire_proxy.main import cleanup
 
     yield from cleanup()
     heritage.end_spares(RUN_DIR)
     yield from host.cleanup([dns_address])
+    firewall = Firewall()
+    try:
+        yield from firewall.forward(())
+    finally:
+        firewall.close()
     with nft_socket.Connection() as connection:
         for table in sorted(connection.tables(), key=str):
             if table.name in ("podwire-cni", "podwire-leases", "podwire-tunnel"):

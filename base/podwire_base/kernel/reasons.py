@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 from enum import StrEnum
 
+PODS_FORWARDED = "podwire: pods are forwarded"  # begins the comment of a rule of wiring in a chain of the host's
+
 
 class Reason(StrEnum):
     """The codes. LOCALHOST_NODE_PORT is not a refusal: its rule has the code only so that the packets are counted."""

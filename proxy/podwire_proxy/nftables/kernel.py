@@ -10,7 +10,7 @@ from podwire_base.kernel.ip import FAMILIES, Family
 from podwire_base.kernel.nft import ruleset as nft
 from podwire_base.kernel.nft import socket as nft_socket
 from podwire_base.kernel.nft.codec import TableDump
-from podwire_base.kernel.reasons import Reason, reason_of
+from podwire_base.kernel.reasons import PODS_FORWARDED, Reason, reason_of
 from podwire_base.role import logs
 
 from ..backend import families
@@ -151,15 +151,22 @@ def cleanup(ns_fd: int | None = None) -> list[str]:
 
 
 def foreign() -> Foreign:
-    """Returns the tables of other programs, and their chains that drop forwarded packets."""
+    """Returns the tables of other programs, and their chains that drop forwarded packets, but for those in which wiring
+    has rules for pods.
+    """
     if nft_socket.missing():
         return Foreign()
     with nft_socket.Connection() as conn:
+        closed = [
+            c
+            for c in conn.chains()
+            if c.hook == "forward" and c.policy == "drop" and not c.table.name.startswith(TABLE_NAME)
+        ]
         return Foreign(
             tuple(f"{table.family} {table.name}" for table in conn.tables()),
             tuple(
                 f"{c.table.family} {c.table.name} {c.name}"
-                for c in conn.chains()
-                if c.hook == "forward" and c.policy == "drop" and not c.table.name.startswith(TABLE_NAME)
+                for c in closed
+                if not any(rule.comment.startswith(PODS_FORWARDED) for rule in conn.rules(c))
             ),
         )

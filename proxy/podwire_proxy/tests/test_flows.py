@@ -279,3 +279,41 @@ def test_whatever_changes_which_flows_go_is_in_the_delta(done: list[Any]) -> Non
         now = serving(tracker.dataplane.frontends)
         assert {key for key in before.keys() & now.keys() if before[key] != now[key]} <= delta.frontends
         before = now
+
+
+@pytest.mark.parametrize("number", [30080, 0], ids=["a NodePort", "a ClusterIP"])
+def test_a_hostports_flow_ends_when_a_node_port_takes_its_number(number: int) -> None:
+    """The NodePort wins, also where it refuses; the datagrams of an old client went on to the pod. A flow to an
+    endpoint of the Service itself stays when the last one goes: nobody else would answer.
+    """
+    spec: dict[str, Any] = {"type": "NodePort" if number else "ClusterIP"}
+    tracker, keeper = Tracker(s.INFO), FlowKeeper(["ip"])
+    keeper.note(tracker.dataplane, None)
+    keeper.look()
+
+    def change(**more: Any) -> set[str]:
+        made = service("new", s.VIP, [port(80, "UDP", node_port=number)], **spec, **more)
+        tracker.service("default/new", made)
+        keeper.note(tracker.dataplane, tracker.flush())
+        look = keeper.look()
+        of_pods = [flow(key, Destination("10.244.1.77", 53)) for key in look.frontends]
+        return {f.original.destination for f in stale(of_pods, serving(look.frontends), look.fresh)}
+
+    assert change() == (set(s.INFO.node_port_ips) if number else set())
+    assert change(internalTrafficPolicy="Local", externalTrafficPolicy="Local") == set(), "a Service that is known"
+
+
+def test_which_frontends_are_new_is_known_after_a_restart_and_a_removal() -> None:
+    tracker, keeper = Tracker(s.INFO), FlowKeeper(["ip"])
+    made = service("new", s.VIP, [port(80, "UDP", node_port=30080)], type="NodePort")
+    tracker.service("default/new", made)
+    tracker.flush()
+    keeper.note(tracker.dataplane, None)
+    assert keeper.look().fresh == frozenset(), "it may have been there before the start"
+    tracker.service("default/new", None)
+    keeper.note(tracker.dataplane, tracker.flush())
+    tracker.service("default/new", made)
+    keeper.note(tracker.dataplane, tracker.flush())
+    look = keeper.look()
+    assert look.fresh and all(tracker.dataplane.frontends[key].kind == "NodePort" for key in look.fresh)
+    assert keeper.look().fresh == frozenset()

@@ -176,6 +176,29 @@ class Connection:
                     made.elements.extend(anytable.elements_of(body))
         return list(found.values())
 
+    def chain(self, table: o.Table, name: str) -> o.Chain | None:
+        """Returns one chain; None if it does not exist. Raises NftError."""
+        try:
+            answers = list(
+                self._request(codec.GETCHAIN, NFPROTO[table.family], text(1, table.name) + text(3, name), flags=0)
+            )
+        except NftError as err:
+            if err.errno == errnos.ENOENT:
+                return None
+            raise
+        return codec.decode_chain(table, answers[0][1])[1]
+
+    def rules(self, chain: o.Chain) -> list[o.Rule]:
+        """Returns the rules of a chain with comments and handles, and without expressions; [] if it does not exist.
+        Raises NftError.
+        """
+        table, found = chain.table, list[o.Rule]()
+        for _, body in self._request(codec.GETRULE, NFPROTO[table.family], text(1, table.name) + text(2, chain.name)):
+            name, where, comment, handle, _ = codec.decode_rule(body)
+            if (name, where) == (table.name, chain.name):
+                found.append(o.Rule(chain, (), comment, handle))
+        return found
+
     def elements(self, set_: o.Set) -> dict[bytes, o.Value]:
         """Returns the elements of one set, without expired elements. Raises NftError."""
         found: dict[bytes, o.Value] = {}
