@@ -104,12 +104,13 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
                 yield made
             finally:
                 for pod in made.pods.values():
-                    if pod.process is not None and pod.process.poll() is None:
+                    if pod.processes:
                         pod.stop()
 
 
 def _ready(pod: WorkloadPod) -> bool:
-    found = {p.stem: json.loads(p.read_text())["ready"] for p in pod.path("/run/podwire/status").glob("*.json")}
+    places = [pod.path(place) for place in ("/run/podwire/status", "/run/podwire/services/status")]
+    found = {p.stem: json.loads(p.read_text())["ready"] for place in places for p in place.glob("*.json")}
     return set(found) >= {"wiring", "proxy", "dns-feeder", "dns"} and all(found.values())
 
 
@@ -223,8 +224,8 @@ def test_dns_as_a_deployment(cluster: Cluster, folder: Path) -> None:
             lambda: _name(client, "named.default.svc.cluster.local", address) == ip, "a client elsewhere is answered"
         )
         assert ("watch", "", "services") in cluster.api.asked[account] <= cluster.api.granted[account]
-        assert pod.process is not None
-        every = [pod.process.pid, *children(pod.process.pid)]
+        (process,) = pod.processes.values()
+        every = [process.pid, *children(process.pid)]
         assert len(every) >= 3, "the supervisor, the feeder and the server"
         for pid in every:
             rows = dict(row.split(":\t", 1) for row in Path(f"/proc/{pid}/status").read_text().splitlines())

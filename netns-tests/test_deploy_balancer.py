@@ -125,7 +125,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
                 yield made
             finally:
                 for pod in (*made.nodes.values(), made.controller):
-                    if pod.process is not None and pod.process.poll() is None:
+                    if pod.processes:
                         pod.stop()
 
 

@@ -27,7 +27,8 @@ class AgentConfig:
     for the conflist. corefile, proxy_config: a CoreDNS Corefile and a KubeProxyConfiguration with settings. sets:
     values for single fields of the roles' Configs (settings.py); they override all other settings. no_pods: network
     namespaces that are no pod's: the machine's, and those of other nodes; a directory stands for its files.
-    more_addresses: further InternalIPs of the node (with pods).
+    more_addresses: further InternalIPs of the node (with pods). left: roles that another agent of the node runs, with
+    another run_dir.
     """
 
     node_name: str
@@ -53,6 +54,7 @@ class AgentConfig:
     sets: tuple[tuple[str, str, str], ...] = ()
     no_pods: tuple[str, ...] = ()
     more_addresses: tuple[str, ...] = ()
+    left: tuple[str, ...] = ()
 
 
 def dns_config(config: AgentConfig) -> object:
@@ -214,16 +216,19 @@ def _identity(config: AgentConfig) -> None:
     run(IdentityConfig(config.node_name, str(config.kubeconfig), config.run_dir))
 
 
+# role, the name of its process, its work; in the order in which they start
+_TABLE: tuple[tuple[str, str, Callable[[AgentConfig], None]], ...] = (
+    ("wiring", "wiring", _wiring),
+    ("proxy", "proxy", _proxy),
+    ("dns", "dns-feeder", _dns_feeder),
+    ("dns", "dns", _dns_server),
+    ("lb", "lb", _lb),
+)
+
+
 def roles(config: AgentConfig) -> list[Role]:
     """Return the node's roles, in the order in which they start."""
-    table: list[tuple[str, str, Callable[[AgentConfig], None]]] = [
-        ("wiring", "wiring", _wiring),
-        ("proxy", "proxy", _proxy),
-        ("dns", "dns-feeder", _dns_feeder),
-        ("dns", "dns", _dns_server),
-        ("lb", "lb", _lb),
-    ]
-    rows = [(name, work) for role, name, work in table if role in config.roles]
+    rows = [(name, work) for role, name, work in _TABLE if role in config.roles]
     if config.pods:
         rows.append(("node", _node))
     if config.kubeconfig is not None and JOINED in _text(config.kubeconfig):
@@ -264,9 +269,17 @@ def check(config: AgentConfig) -> None:
         Sources(dns).load()
 
 
+def forget(config: AgentConfig) -> None:
+    """Remove what roles said in this run directory that another agent runs now: nobody would renew it."""
+    for name in (name for role, name, _ in _TABLE if role in config.left):
+        for path in (config.run_dir / "status" / f"{name}.json", beat.path_of(config.run_dir, name)):
+            path.unlink(missing_ok=True)
+
+
 def run(config: AgentConfig) -> None:
     """Run the roles until SIGTERM. The caller's process is already in the node's network namespace."""
     logs.configure(node=config.node_name)
     config.run_dir.mkdir(parents=True, exist_ok=True)
     beat.ensure(beat.path_of(config.run_dir, "agent"))
+    forget(config)
     Supervisor(roles(config), config.run_dir / "agent.json").run()

@@ -208,6 +208,11 @@ class GuardedApi(InThread):
         self.tokens[token] = auth.User(account, frozenset({auth.ADMINS}))
 
 
+def filled(word: str, env: dict[str, str]) -> str:
+    """Return an argument with the values of its variables, which the kubelet puts in."""
+    return re.sub(r"\$\((\w+)\)", lambda found: env[found[1]], word)
+
+
 class WorkloadPod:
     """A pod of a DaemonSet or Deployment as processes, with the variables, ConfigMaps and arguments that a kubelet
     would give it.
@@ -230,7 +235,7 @@ class WorkloadPod:
         self.maps = {o["metadata"]["name"]: o["data"] for o in objects if o["kind"] == "ConfigMap"}
         self.fields = {"spec.nodeName": node, "status.hostIP": address}
         self.account = folder / "account"
-        self.process: subprocess.Popen[str] | None = None
+        self.processes: dict[str, subprocess.Popen[str]] = {}  # by container
 
     def describe(self) -> str:
         """Return the evidence of a failed test: the log."""
@@ -282,24 +287,26 @@ class WorkloadPod:
         return said
 
     def start(self, **more: str) -> None:
-        """Start the container. If it is not privileged, it has only the capabilities in the manifest."""
-        (container,) = self.spec["containers"]
-        env = self.environment(container, PODWIRE_SERVICE_ACCOUNT_DIR=str(self.account), **more)
-        security = container["securityContext"]
-        caps = ["-all", *(f"+{own.lower()}" for own in security.get("capabilities", {}).get("add", []))]
-        drop = (
-            []
-            if security.get("privileged")
-            else ["setpriv", *self._user(caps), "--no-new-privs", f"--bounding-set={','.join(caps)}"]
-        )
+        """Start the containers. One that is not privileged has only the capabilities in the manifest."""
         for row in self.spec.get("securityContext", {}).get("sysctls", []):
             self.ns.run(["sysctl", "-qw", f"{row['name']}={row['value']}"])
-        args = [re.sub(r"\$\((\w+)\)", lambda m: env[m[1]], word) for word in container["args"]]
-        args = [word.replace("=/", f"={self.folder}/") for word in args]  # paths in the pod's directory
-        with open(self.folder / "agent.log", "a") as log:
-            self.process = self.ns.popen([*drop, f"{sys.prefix}/bin/podwire", *args], env=env, stdout=log, stderr=log)
+        for container in self.spec["containers"]:
+            env = self.environment(container, PODWIRE_SERVICE_ACCOUNT_DIR=str(self.account), **more)
+            security = container["securityContext"]
+            caps = ["-all", *(f"+{own.lower()}" for own in security.get("capabilities", {}).get("add", []))]
+            drop = (
+                []
+                if security.get("privileged")
+                else ["setpriv", *self._user(container, caps), "--no-new-privs", f"--bounding-set={','.join(caps)}"]
+            )
+            args = [filled(word, env) for word in container["args"]]
+            args = [word.replace("=/", f"={self.folder}/") for word in args]  # paths in the pod's directory
+            with open(self.folder / "agent.log", "a") as log:
+                self.processes[container["name"]] = self.ns.popen(
+                    [*drop, f"{sys.prefix}/bin/podwire", *args], env=env, stdout=log, stderr=log
+                )
 
-    def _user(self, caps: list[str]) -> list[str]:
+    def _user(self, container: Object, caps: list[str]) -> list[str]:
         """Return the words of setpriv for the pod's user, who gets the volumes that the kubelet gives to `fsGroup`.
 
         Without `runAsUser` it is root, as in the image.
@@ -308,7 +315,6 @@ class WorkloadPod:
         if "runAsUser" not in wanted:
             return ["--inh-caps=-all"]
         assert wanted["runAsNonRoot"] and wanted["runAsUser"] > 0
-        (container,) = self.spec["containers"]
         memory = {volume["name"] for volume in self.spec["volumes"] if "emptyDir" in volume}
         for mount in container["volumeMounts"]:
             if mount["name"] in memory and "fsGroup" in wanted:
@@ -322,16 +328,22 @@ class WorkloadPod:
         return [*words, "--inh-caps=-all"]
 
     def stop(self) -> int:
-        assert self.process is not None
-        self.process.terminate()
-        return self.process.wait(timeout=patient(20))
+        """End the containers. Returns the worst exit status; -1 if one had ended before."""
+        early = any(process.poll() is not None for process in self.processes.values())
+        for process in self.processes.values():
+            process.terminate()
+        codes = [process.wait(timeout=patient(20)) for process in self.processes.values()]
+        self.processes.clear()
+        return -1 if early else max(map(abs, codes), default=-1)
 
     def log(self) -> str:
         return (self.folder / "agent.log").read_text()
 
     def probe(self, which: str) -> bool:
-        """Run a probe of the container as the kubelet does, and return whether it succeeds."""
-        (container,) = self.spec["containers"]
+        """Run a probe of each container as the kubelet does, and return whether all succeed."""
+        return all(self._probe(container, which) for container in self.spec["containers"])
+
+    def _probe(self, container: Object, which: str) -> bool:
         if "exec" in container[which]:
             program, *words = container[which]["exec"]["command"]
             own = beat_program()

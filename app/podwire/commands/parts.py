@@ -15,6 +15,7 @@ import click
 
 from podwire_base.kube.errors import StatusError
 from podwire_base.kube.times import duration
+from podwire_base.numerals import decimal
 from podwire_controlplane.server.join import Addresses, read_addresses
 
 from ..agent import AgentConfig
@@ -53,6 +54,7 @@ def setting(flag: str, *names: str, **more: Any) -> Callable[[Callable[..., Any]
 )
 @setting("--run-dir", type=click.Path(path_type=Path), default=Path("/run/podwire/node"), show_default=True)
 @setting("--role", "role", multiple=True, default=ROLES, show_default=True, help="What to run; repeatable.")
+@setting("--leave-role", multiple=True, help="Of --role: what another agent of this node runs, with another --run-dir.")
 @setting(
     "--cluster-cidr", multiple=True, default=("10.244.0.0/16",), show_default=True, help="Pod addresses; repeatable."
 )
@@ -140,6 +142,7 @@ def agent_config(
     address: str,
     run_dir: Path,
     role: tuple[str, ...],
+    leave_role: tuple[str, ...] = (),
     cluster_cidr: tuple[str, ...],
     service_cidr: tuple[str, ...],
     node_cidr: tuple[str, ...],
@@ -162,7 +165,10 @@ def agent_config(
                 ipaddress.ip_address(value)
         except ValueError:
             raise BadSetting(f"{option}: {value!r} is not an IP address") from None
-    roles = chosen(role)
+    left = chosen(leave_role) if leave_role else ()
+    roles = tuple(name for name in chosen(role) if name not in left)
+    if not roles and not pods:
+        raise BadSetting("--leave-role: no role of --role is left for this agent")
     if not upstream_dns and corefile is None:
         upstream_dns = ("/etc/resolv.conf",)
     # With --pods, podwire's node agent reads the conflist in the run directory. No runtime of the machine may use it.
@@ -186,6 +192,7 @@ def agent_config(
         corefile=corefile,
         proxy_config=proxy_config,
         sets=assignments(sets),
+        left=left,
     )
 
 
@@ -220,9 +227,9 @@ def apiserver(
 
     def pair(text: str) -> tuple[str, int]:
         address, _, port = text.rpartition(":")
-        if not address or not port.isdecimal():
-            raise click.BadParameter(f"{text!r}: expected ADDRESS:PORT")
-        return address.strip("[]"), int(port)
+        if not address or (number := decimal(port)) is None:
+            raise click.BadParameter(f"{text!r}: expected ADDRESS:PORT, the port at most 65535")
+        return address.strip("[]"), number
 
     try:
         ttl = duration(event_ttl)

@@ -20,7 +20,8 @@ def clean(dns_address: str) -> Iterator[str]:
     from podwire_proxy.main import cleanup
 
     yield from cleanup()
-    heritage.end_spares(RUN_DIR)
+    for run_dir in (RUN_DIR, RUN_DIR / "services"):  # the second is that of the container `services` (deploy/)
+        heritage.end_spares(run_dir)
     yield from host.cleanup([dns_address])
     firewall = Firewall()
     try:

@@ -223,23 +223,63 @@ def test_every_container_that_stays_has_probes_that_read_its_beat(folder: Path) 
     for obj in objects:
         if obj["kind"] not in ("DaemonSet", "Deployment") or obj["metadata"]["name"].endswith("cleanup"):
             continue
-        (container,) = obj["spec"]["template"]["spec"]["containers"]
-        verb = container["args"][0]
-        program, kind, file, seconds = container["livenessProbe"]["exec"]["command"]
-        assert (program, kind) == ("/usr/local/bin/podwire-beat", "live")
-        assert float(seconds) > 3 * SECONDS / 2, "the supervisor comes first"
-        role = {"agent": "agent", "controllers": "controllers", "dns": "serve"}[verb]
-        run_dir = "/run/podwire"
-        if verb == "agent":
-            assert named(objects, "ConfigMap", "podwire-settings")["data"]["PODWIRE_RUN_DIR"] == run_dir
-        else:
-            assert f"--run-dir={run_dir}" in container["args"]
-        assert file == str(beat.path_of(Path(run_dir), role))
-        assert run_dir in [mount["mountPath"] for mount in container["volumeMounts"]]
-        ready = container["readinessProbe"]
-        assert "httpGet" in ready or ready["exec"]["command"] == [program, "ready", file, seconds]
-        for probe in ("livenessProbe", "readinessProbe"):
-            assert len({"exec", "httpGet", "tcpSocket", "grpc"} & set(container[probe])) == 1
+        for container in obj["spec"]["template"]["spec"]["containers"]:
+            _reads_its_beat(objects, container)
+
+
+def _reads_its_beat(objects: list[Object], container: Object) -> None:
+    verb = container["args"][0]
+    program, kind, file, seconds = container["livenessProbe"]["exec"]["command"]
+    assert (program, kind) == ("/usr/local/bin/podwire-beat", "live")
+    assert float(seconds) > 3 * SECONDS / 2, "the supervisor comes first"
+    role = {"agent": "agent", "controllers": "controllers", "dns": "serve"}[verb]
+    run_dir = "/run/podwire"
+    if verb == "agent":
+        run_dir = _variables(objects, container)["PODWIRE_RUN_DIR"]
+    else:
+        assert f"--run-dir={run_dir}" in container["args"]
+    assert file == str(beat.path_of(Path(run_dir), role))
+    assert run_dir in [mount["mountPath"] for mount in container["volumeMounts"]]
+    ready = container["readinessProbe"]
+    assert "httpGet" in ready or ready["exec"]["command"] == [program, "ready", file, seconds]
+    for probe in ("livenessProbe", "readinessProbe"):
+        assert len({"exec", "httpGet", "tcpSocket", "grpc"} & set(container[probe])) == 1
+
+
+def _variables(objects: list[Object], container: Object) -> dict[str, str]:
+    """The variables of an agent's container, as the kubelet merges them."""
+    given = dict(named(objects, "ConfigMap", "podwire-settings")["data"])
+    return {**given, **{row["name"]: row["value"] for row in container["env"] if "value" in row}}
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=NAMES)
+def test_what_need_not_be_privileged_is_not(folder: Path) -> None:
+    """Each role runs in one container of the DaemonSet. That of DNS has a few capabilities, and sees neither the
+    plugin's socket nor pods' namespaces nor the runtimes' sockets.
+    """
+    objects = kustomize.build(folder)
+    if folder.name == "cleanup":
+        return
+    spec = named(objects, "DaemonSet", "podwire")["spec"]["template"]["spec"]
+    ran = list[str]()
+    for container in spec["containers"]:
+        words = _variables(objects, container)
+        left = words.get("PODWIRE_LEAVE_ROLE", "").split()
+        mine = [role for role in settings.chosen(words["PODWIRE_ROLE"].split()) if role not in left]
+        ran += mine
+        security = container["securityContext"]
+        if {"wiring", "proxy"} & set(mine):
+            assert security["privileged"], "pods' namespaces and /proc/sys"
+            assert "dns" not in mine
+            continue
+        assert not security.get("privileged") and security["allowPrivilegeEscalation"] is False
+        assert security["capabilities"]["drop"] == ["ALL"] and security["readOnlyRootFilesystem"] is True
+        assert not {"SYS_ADMIN", "SYS_PTRACE", "SYS_MODULE", "DAC_OVERRIDE"} & set(security["capabilities"]["add"])
+        volumes = {volume["name"]: volume for volume in spec["volumes"]}
+        hosts = {v["hostPath"]["path"] for m in container["volumeMounts"] if "hostPath" in (v := volumes[m["name"]])}
+        assert hosts <= {"/run/podwire/services"}
+    wanted = settings.chosen(named(objects, "ConfigMap", "podwire-settings")["data"]["PODWIRE_ROLE"].split())
+    assert sorted(ran) == sorted(wanted)
 
 
 @pytest.mark.parametrize("folder", ["load-balancer", "load-balancer-only"])
@@ -257,7 +297,7 @@ def test_load_balancers_on_a_stock_cluster(folder: str) -> None:
     )
     pod, (controller,) = deployment["template"]["spec"], deployment["template"]["spec"]["containers"]
     assert pod["securityContext"]["runAsNonRoot"] and controller["securityContext"]["capabilities"] == {"drop": ["ALL"]}
-    (responder,) = named(objects, "DaemonSet", "podwire")["spec"]["template"]["spec"]["containers"]
+    responder = named(objects, "DaemonSet", "podwire")["spec"]["template"]["spec"]["containers"][-1]
     security = responder["securityContext"]
     assert security.get("privileged") or "NET_RAW" in security["capabilities"]["add"]
     bound = {(o["kind"], o["roleRef"]["name"], o["subjects"][0]["name"]) for o in objects if "roleRef" in o}

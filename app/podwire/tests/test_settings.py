@@ -124,6 +124,8 @@ def test_variables_are_flags_and_flags_win(kubeconfig: str) -> None:
         (["--pods"], "--address"),
         (["--dns-address", "x"], "--dns-address"),
         (["--role", "kubelet"], "role"),
+        (["--leave-role", "kubelet"], "role"),
+        (["--role", "dns", "--leave-role", "dns"], "--leave-role: no role of --role is left"),
         (["--set", "proxy.backend=magic"], "backend"),
         (["--set", "dns.ttl=x"], "dns.ttl"),
         (["--service-cidr", "x"], "service_cidrs"),
@@ -203,3 +205,23 @@ def test_roles_that_are_not_chosen_do_not_run(tmp_path: Path) -> None:
     assert names() == ["wiring", "proxy", "dns-feeder", "dns", "lb", "node"]
     assert names(roles=("dns",), pods=False) == ["dns-feeder", "dns"]
     assert [role.log for role in agent.roles(_config(tmp_path, log_files=False))] == [None] * 6
+
+
+def test_two_agents_share_the_roles_of_a_node(kubeconfig: str, tmp_path: Path) -> None:
+    """What roles said before in the run directory of an agent that leaves them to another one goes: it would stay for
+    ever, and look like a role that hangs.
+    """
+    for leave, mine in (
+        ("dns lb", "('wiring', 'proxy')"),
+        ("wiring proxy", "('dns',)"),
+        ("", "('wiring', 'proxy', 'dns')"),
+    ):
+        code, text = check(kubeconfig, PODWIRE_ROLE="wiring proxy dns", PODWIRE_LEAVE_ROLE=leave)
+        assert code == 0 and f"roles: {mine}" in text
+    status = tmp_path / "status"
+    status.mkdir()
+    for name in ("wiring", "proxy", "dns", "dns-feeder", "lb"):
+        for kind in ("json", "beat"):
+            (status / f"{name}.{kind}").touch()
+    agent.forget(_config(tmp_path, roles=("wiring", "proxy"), left=("dns", "lb")))
+    assert sorted(p.name for p in status.iterdir()) == ["proxy.beat", "proxy.json", "wiring.beat", "wiring.json"]

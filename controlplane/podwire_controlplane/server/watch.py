@@ -123,7 +123,7 @@ class Watcher:
 
     def push(self, revision: int, frame: bytes, chunk: bytes) -> None:
         """chunk: the frame as a chunk of HTTP/1.1."""
-        if self.live and self.link is not None:
+        if self.live and self.link is not None and not self.link.is_closing():  # a closed one may raise
             self.link.write(chunk if self.chunked else frame)
             self.headless, self.seen = False, revision
             if self.link.get_write_buffer_size() > _HIGH:
