@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import bisect
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 
 from .base import Compacted, Conflict, Item, StoredChange
 
@@ -67,7 +67,7 @@ class MemoryStore:
         newest.reverse()
         return newest
 
-    async def watch(self, prefix: str, revision: int) -> AsyncIterator[StoredChange]:
+    async def watch(self, prefix: str, revision: int) -> AsyncGenerator[StoredChange, None]:
         watch = _Watch(prefix)
         leave = self.subscribe(watch.take)
         self._watches.add(watch)

@@ -287,6 +287,30 @@ class StoreMachine(RuleBasedStateMachine):
             assert now and right
             self.log.append((change.revision, key, None))
 
+    @rule(writes=st.lists(st.tuples(keys, st.binary(max_size=3)), min_size=2, max_size=5))
+    def put_at_once(self, writes: list[tuple[str, bytes]]) -> None:
+        async def together() -> list[Item]:
+            return await asyncio.gather(*(self.store.put(key, value) for key, value in writes))
+
+        found = sorted(self.do(together()), key=lambda item: item.revision)
+        assert sorted((i.key, i.value) for i in found) == sorted(writes)
+        assert [i.revision for i in found] == list(range(len(self.log) + 1, len(self.log) + len(writes) + 1))
+        self.log += [(i.revision, i.key, i.value) for i in found]
+
+    @rule(back=st.integers(1, HISTORY))
+    def follow(self, back: int) -> None:
+        start = max(0, len(self.log) - back)
+
+        async def watched() -> list[tuple[int, str, bytes | None]]:
+            seen: list[tuple[int, str, bytes | None]] = []
+            async with contextlib.aclosing(self.store.watch("", start)) as watch:
+                while len(seen) < len(self.log) - start:
+                    change = await anext(watch)
+                    seen.append((change.revision, change.key, change.item.value if change.item else None))
+            return seen
+
+        assert self.do(watched()) == self.log[start:]
+
     @rule()
     def reopen(self) -> None:
         if self.sqlite:
