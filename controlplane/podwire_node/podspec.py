@@ -126,6 +126,8 @@ def volumes(pod: Object, container: Object) -> list[str]:
     paths = []
     for mount in container.get("volumeMounts") or []:
         kind = kinds.get(mount["name"])
+        if kind == "projected" and mount["name"].startswith("kube-api-access-"):
+            continue  # the token of the pod's ServiceAccount, which the API server does not sign yet
         if kind != "emptyDir":
             raise Refused(
                 "CreateContainerConfigError",

@@ -21,6 +21,6 @@ MISSING: Final[dict[str, str]] = {
     "Ingress": "no traffic is routed by it",
     "NetworkPolicy": "no traffic is filtered by it",
     "ResourceQuota": "nothing is counted or refused by it",
-    "LimitRange": "it sets and refuses nothing",
+    "LimitRange": "it sets defaults, and its minimum and maximum refuse nothing",
     "ResourceClaim": "no device is allocated for it",
 }

@@ -1,4 +1,4 @@
-"""Strategic merge patches by Kubernetes' own schema. Recorded answers of a real server: test_records.py."""
+"""Strategic merge patches by Kubernetes' own schema. Recorded answers of a real server: test_recordings.py."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from podwire_base.kube.registry import BUILTIN, Registry, Resource, of
 from podwire_base.kube.schema import builtin
 from podwire_base.kube.times import timestamp
 
-from .. import convert, gotypes
+from .. import admission, convert, gotypes
 from ..allocators import Exhausted, ServiceAllocator
 from ..rules.fields import not_supported, required
 from ..store.base import Conflict, Item, Store, StoredChange
@@ -200,6 +200,16 @@ class Objects:
         with told(lambda: warnings):
             return await self._create(scope, obj, options, warnings)
 
+    async def _admit(self, scope: Scope, obj: Object) -> None:
+        """Let the plugins of the kind change a new object. Raises StatusError 403."""
+        for plugin in admission.MUTATING.get((scope.resource.group, scope.resource.kind), ()):
+            found = {}
+            for kind in plugin.reads:
+                resource = of(kind)
+                items = await self.store.scan(resource.prefix(scope.namespace if resource.namespaced else ""))
+                found[kind] = [load(item) for item in items]
+            plugin.change(obj, found)
+
     async def _create(self, scope: Scope, obj: Object, options: WriteOptions, warnings: tuple[str, ...]) -> Written:
         resource, strategy = scope.resource, strategy_of(scope.resource)
         metadata = obj["metadata"]
@@ -219,6 +229,7 @@ class Objects:
         if strategy.generation:
             metadata["generation"] = 1
         strategy.defaults(obj)
+        await self._admit(scope, obj)
         strategy.prepare_create(obj)
         warnings += self._check(scope, obj, None, options.dry_run)
         obj, _ = self._shape(resource, obj, WriteOptions())
@@ -302,6 +313,8 @@ class Objects:
             after = change(copy.deepcopy(before))
             strategy.defaults(after)
             self._carry_over(scope, before, after)
+            for plugin in () if scope.sub else admission.UPDATING.get((resource.group, resource.kind), ()):
+                plugin.change(after, {})
             heard = (*warnings, *self._check(scope, after, before, options.dry_run))
             after, _ = self._shape(resource, after, WriteOptions())
             strategy.defaults(after)

@@ -70,10 +70,11 @@ def prepare_pod(obj: Object) -> None:
                 "status": "False",
                 "reason": "SchedulingGated",
                 "message": "Scheduling is blocked due to non-empty scheduling gates",
-                "observedGeneration": 1,
                 "lastProbeTime": None,
-                "lastTransitionTime": None,
+                "lastTransitionTime": obj["metadata"].get("creationTimestamp"),
             }
         ]
     obj["status"] = status
+    if (spec.get("terminationGracePeriodSeconds") or 0) < 0:
+        spec["terminationGracePeriodSeconds"] = 1  # as upstream: a negative time is a short one
     _selectors(spec, labels(obj))

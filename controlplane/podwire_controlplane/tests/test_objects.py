@@ -175,7 +175,10 @@ def test_replacing_an_object_with_its_own_manifest_changes_nothing() -> None:
     async def work(world: World) -> None:
         for manifest in (deployment(), service(type="NodePort"), pod()):
             made = await world.create(manifest)
-            assert version(await world.update(manifest)) == version(made), manifest["kind"]
+            if manifest["kind"] == "Pod":  # as upstream: what admission set is not in the manifest, and may not change
+                await refused(world.update(manifest), 422, "spec: Forbidden")
+            else:
+                assert version(await world.update(manifest)) == version(made), manifest["kind"]
             for how in (MERGE_PATCH, STRATEGIC_PATCH):
                 after = await world.patch(manifest["kind"], manifest["metadata"]["name"], manifest, how=how)
                 assert version(after) == version(made), (manifest["kind"], how)

@@ -281,3 +281,13 @@ def test_host_ports() -> None:
         {"hostPort": 53, "containerPort": 53, "protocol": "udp", "hostIP": "192.0.2.1"},
     ]
     assert podspec.host_ports({"spec": {**spec, "hostNetwork": True}}) == []
+
+
+def test_the_token_of_the_service_account_does_not_keep_a_pod_from_running() -> None:
+    made = pod(volumes=[{"name": "kube-api-access-x", "projected": {}}, {"name": "v", "projected": {}}])
+    container = made["spec"]["containers"][0]
+    container["volumeMounts"] = [{"name": "kube-api-access-x", "mountPath": "/var/run/secrets"}]
+    assert podspec.volumes(made, container) == []
+    container["volumeMounts"] = [{"name": "v", "mountPath": "/v"}]
+    with pytest.raises(podspec.Refused, match="projected"):
+        podspec.volumes(made, container)

@@ -1,0 +1,78 @@
+"""Recorded answers of kube-apiserver 1.36.2: defaults, refusals and patches. KNOWN has what still differs.
+
+The records of the protocol replay in test_records.py.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import ssl
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ..testing.recordings import Connection, read, replay
+from ..testing.servers import AUTHORITY, Server
+
+RECORDS = Path(__file__).parent / "records"
+# file -> {pattern of ids: why they differ}
+_CUSTOM = "custom resources are not served yet"
+_APPLY = "server-side apply is not served yet"
+KNOWN: dict[str, dict[str, str]] = {
+    "defaults": {
+        "widget-*": _CUSTOM,
+        "*review-*": "reviews are not answered yet",
+        "certificatesigningrequest-*": "the server does not write who asked",
+        "node-003": "the taint of nodes that are not ready",
+        "persistentvolume*": "finalizers that protect what is in use",
+        "volumeattributesclass-*": "finalizers that protect what is in use",
+    },
+    "refusals": {
+        "pod-139": "ResourceQuota does not judge yet",
+        "widget-*": _CUSTOM,
+        "update-050": _CUSTOM,
+        "generic-031": _CUSTOM,
+        "generic-038": _CUSTOM,
+        "generic-045": _CUSTOM,
+        "generic-052": _CUSTOM,
+        "generic-071": _CUSTOM,
+        "generic-06[1234567]": _APPLY,
+        "generic-005": "an empty body",
+        "generic-02[23]": "fieldManager",
+        "generic-048": "keys that stand twice in JSON",
+        "generic-077": "a slash that is encoded in a namespace",
+        "endpoints-00[234]": "the warning about a kind of the past comes with refusals too",
+        "customresourcedefinition-006": "CEL",
+    },
+    "patches": {
+        "pod-01[12]": "pods/resize and pods/ephemeralcontainers are not served yet",
+        "node-*": "the taint of nodes that are not ready",
+        "persistentvolume-002": "finalizers that protect what is in use",
+        "widget-*": _CUSTOM,
+        "deployment-150": "upstream validates the key of this annotation once more",
+    },
+}
+SHARE = {"defaults": 0.9, "refusals": 0.9, "patches": 0.9}  # at least so many agree
+
+
+@pytest.fixture(scope="module")
+def link() -> Iterator[Connection]:
+    with Server() as server:
+        for space in ("team-a", "team-b", "team-p"):
+            server.good("POST", "/api/v1/namespaces", {"metadata": {"name": space}})
+            path = f"/api/v1/namespaces/{space}/serviceaccounts"
+            server.good("POST", path, {"metadata": {"name": "default"}})
+        context = ssl.create_default_context(cadata=AUTHORITY.certificate)
+        connection = Connection(server.port, context, "admin-token")
+        yield connection
+        connection.close()
+
+
+@pytest.mark.parametrize("file", SHARE)
+def test_answers_are_those_of_kube_apiserver(link: Connection, file: str) -> None:
+    records = read(RECORDS / f"{file}.jsonl")
+    differ = {record["id"]: found for record in records if (found := replay(link, record))}
+    new = {own: why for own, why in differ.items() if not any(fnmatch.fnmatch(own, p) for p in KNOWN.get(file, {}))}
+    assert not new, "\n".join(f"{own}: {why}" for own, why in new.items())
+    assert len(records) - len(differ) >= SHARE[file] * len(records), f"{len(differ)} of {len(records)} differ"
