@@ -21,6 +21,7 @@ from lab.serviceworld import SILENCE, World, ask
 from podwire.explain.answer import Answer as Explained
 from podwire.explain.lookup import Question
 from podwire.explain.names import parse, source, target
+from podwire.explain.onnode import Misshapen, Place, answer
 from podwire.explain.sending import prove
 from podwire.main import cli
 from podwire_proxy.testing import scenarios as s
@@ -97,6 +98,18 @@ def test_what_is_sent_is_followed_to_where_it_was_last_seen(clean: World, tmp_pa
     said = sent(world, run_dir, s.POD_A, s.POD_C, 0, "ICMP")
     assert (said.agrees, said.verdict, said.last_seen) == (True, "forward", "the answer, on n1: left by veth0")
     assert "podwire-trace" not in world.node.run(["nft", "list", "tables"]).stdout
+
+
+def test_a_node_sends_and_follows_for_a_reader_elsewhere(clean: World) -> None:
+    """What `--send` of another machine runs in the agent's pod: all of it goes as JSON."""
+    inside = {ip: ns.path for ip, ns in clean.pods.items()}
+    place = Place(clean.node.path, s.NODE, None, inside)
+    found = json.loads(json.dumps(answer(place, {"version": 1, "send": [s.POD_A, s.POD_B, s.TARGET, "TCP"]})))["sent"]
+    assert (found["verdict"], found["words"].startswith("connected in")) == ("forward", True)
+    assert {"postrouting-end", "forward-end"} <= {one[1] for one in found["told"]}
+    assert "veth0" in found["links"].values()
+    with pytest.raises(Misshapen, match="is not an address of this node"):
+        answer(place, {"version": 1, "send": [s.OUTSIDE, s.POD_B, s.TARGET, "TCP"]})
 
 
 def test_the_kernel_removes_the_trace_of_a_process_that_was_killed(clean: World) -> None:

@@ -20,6 +20,7 @@ from podwire_base.kube.client.http import ApiClient
 from podwire_base.kube.errors import ApiError
 from podwire_base.kube.meta import Object, name
 
+from .onnode import VERSION
 from .packets import Asked
 from .reach import Looked, read, request_of
 from .steps import Unreachable
@@ -37,6 +38,20 @@ def look(config: ClientConfig, node: str, asks: Sequence[Asked]) -> Looked:
         return read(node, asyncio.run(_ask(config, node, request_of(asks))))
     except ApiError as err:
         raise Unreachable(f"node {node}: {err.message}") from err
+
+
+def send(config: ClientConfig, node: str, data: Sequence[Any]) -> Mapping[str, Any]:
+    """Sends one packet's flow from a node for `--send`, see onnode.py. Raises Unreachable."""
+    try:
+        answer = asyncio.run(_ask(config, node, {"version": VERSION, "send": list(data)}))
+        sent = answer["sent"]
+        if {"verdict", "words", "told", "links"} <= set(sent):
+            return dict(sent)
+    except ApiError as err:
+        raise Unreachable(f"node {node}: {err.message}") from err
+    except (KeyError, TypeError):
+        pass  # told below
+    raise Unreachable(f"node {node} answers in another form: use one version of podwire")
 
 
 async def _ask(config: ClientConfig, node: str, request: Mapping[str, Any]) -> Mapping[str, Any]:

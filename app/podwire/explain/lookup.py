@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from podwire_base.kernel.ip import Family
 from podwire_base.kube.client import config as client_config
@@ -201,6 +202,16 @@ class Here:
 
     def space(self, node: str, ip: str) -> str:
         return self._local.space(node, ip) if node in self._own else ""
+
+    def is_elsewhere(self, node: str) -> bool:
+        return node not in self._own and self._api is not None
+
+    def send(self, node: str, data: Sequence[Any]) -> Mapping[str, Any]:
+        """Sends from another node. Raises Unreachable."""
+        from . import agents
+
+        assert self._api is not None
+        return agents.send(self._api, node, data)
 
     def trace(self, node: str, family: Family, flows: list[Followed]) -> Tracer:
         if node not in self._own:

@@ -2,8 +2,10 @@
 
     {"version": 1, "asks": [packet ...]} -> {"version": 1, "walks": [walk ...], "node": {...}}
 
+With `"send": [source, destination, port, protocol]` it sends instead, for `--send`, and answers `"sent"`.
+
 It runs where the node's network is: called in the node's namespace on a laptop, by `podwire agent`'s pod on a stock
-cluster. It changes nothing and sends nothing.
+cluster. Without `send` it changes nothing and sends nothing.
 """
 
 from __future__ import annotations
@@ -13,9 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from podwire_base.kernel.addresses import local_addresses
+from podwire_base.kernel.netns import call_in
 from podwire_base.role import hostports
 
-from .observe import HERE, facts
+from .observe import HERE, Pods, facts
 from .packets import Asked
 from .walk import walk
 
@@ -51,6 +55,8 @@ def answer(place: Place, request: Mapping[str, Any]) -> dict[str, Any]:
     """Answers a request. Raises Misshapen, and OSError if the node cannot be read."""
     if request.get("version") != VERSION:
         raise Misshapen(f"version {request.get('version')!r}: this node answers version {VERSION}; use one version")
+    if (data := request.get("send")) is not None:
+        return {"version": VERSION, "sent": _send(place, data)}
     asks = [packet_of(one) for one in request.get("asks") or []]
     found = facts(place.path, place.name, place.run_dir, place.extra)
     ports = ""
@@ -73,3 +79,24 @@ def answer(place: Place, request: Mapping[str, Any]) -> dict[str, Any]:
             "notes": list(found.notes),
         },
     }
+
+
+def space(place: Place, ip: str) -> str:
+    """Returns the path of the namespace on the node that can send from an address, "" if it has none such."""
+    if ip in map(str, call_in(place.path, local_addresses)):
+        return place.path
+    return place.extra.get(ip, "") or Pods(place.run_dir, {}).path(ip)
+
+
+def _send(place: Place, data: Any) -> dict[str, Any]:
+    from .sending import CannotSend, on_node
+
+    if not isinstance(data, list) or len(data) != 4:
+        raise Misshapen(f"send: {data!r} is not [source, destination, port, protocol]")
+    path = space(place, str(data[0]))
+    if not path:
+        raise Misshapen(f"send: {data[0]} is not an address of this node or of one of its pods")
+    try:
+        return on_node(path, place.path, place.name, data)
+    except CannotSend as err:
+        raise Misshapen(str(err)) from err

@@ -9,12 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple, Protocol
 
-from podwire_base.kernel.addresses import local_addresses
 from podwire_base.kernel.ip import Family
 from podwire_base.kernel.netns import call_in
 
 from . import onnode
-from .observe import Pods
 from .packets import Asked
 from .steps import Unreachable, Walk, from_json
 from .tracing import Followed, Tracer
@@ -55,10 +53,7 @@ class Local:
 
     def space(self, node: str, ip: str) -> str:
         """Returns the path of the namespace on the node that can send from an address, "" if it has none such."""
-        place = self._find(node)
-        if ip in map(str, call_in(place.path, local_addresses)):
-            return place.path
-        return place.extra.get(ip, "") or Pods(place.run_dir, {}).path(ip)
+        return onnode.space(self._find(node), ip)
 
     def trace(self, node: str, family: Family, flows: list[Followed]) -> Tracer:
         """Begins to follow packets on a node. Raises Unreachable, OSError."""

@@ -8,12 +8,13 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from podwire_base.kernel.frames import checksum
 from podwire_base.kernel.ip import Family
 from podwire_base.kernel.netns import call_in
+from podwire_base.kernel.nft.trace import Traced
 from podwire_proxy.model import PROTOCOLS
 
 from .answer import Answer
@@ -116,14 +117,13 @@ def agrees(explained: str, reason: str, sent: str) -> bool:
 
 
 def prove(question: Question, answer: Answer) -> None:
-    """Sends, and fills in `sent` and `agrees`. Raises CannotSend."""
+    """Sends, and fills in what became of it. Raises CannotSend, Unreachable."""
     if not answer.dst:
         raise CannotSend(f"--send: {answer.destination} has no address: {answer.cause}")
-    space = getattr(question.reach, "space", None)
-    path = space(answer.node, answer.src) if space else ""
-    if not path and question.source.kind != "outside" and question.source.node and question.cluster is None:
-        raise CannotSend(f"--send: node {question.source.node} is another machine; run this command there")
-    if not path:
+    reach: Any = question.reach
+    path = reach.space(answer.node, answer.src) if hasattr(reach, "space") else ""
+    elsewhere = question.source.kind != "outside" and hasattr(reach, "send") and reach.is_elsewhere(answer.node)
+    if not path and not elsewhere:
         raise CannotSend(
             f"--send: {answer.src} is not an address of the node; SRC must be a pod, `node`, or one of its addresses"
         )
@@ -133,12 +133,41 @@ def prove(question: Question, answer: Answer) -> None:
         def ready(sport: int) -> None:
             tracers.extend(stack.enter_context(one) for one in _tracers(question, answer, sport))
 
-        verdict, words = call_in(path, lambda: attempt(answer.src, answer.dst, answer.port, answer.protocol, ready))
-        time.sleep(SETTLE)
-        sights = [Sight(one.node, one.read(), one.links) for one in tracers]
+        if path:
+            verdict, words = call_in(path, lambda: attempt(answer.src, answer.dst, answer.port, answer.protocol, ready))
+            time.sleep(SETTLE)
+            sights = [Sight(one.node, one.read(), one.links) for one in tracers]
+        else:
+            sent = reach.send(answer.node, [answer.src, answer.dst, answer.port, answer.protocol])
+            verdict, words = str(sent["verdict"]), str(sent["words"])
+            links = {int(index): str(name) for index, name in sent["links"].items()}
+            sights = [Sight(answer.node, [Traced(*one) for one in sent["told"]], links)]
+            answer.doubts.append(f"only node {answer.node}, which sent it, was followed")
     answer.sent, answer.agrees = words, agrees(answer.verdict, answer.reason, verdict)
     if sights:
         answer.last_seen, answer.seen = last_seen(sights, answer.src, {end.src for end in answer.ends if end.src})
+
+
+def on_node(path: str, here: str, node: str, data: Sequence[Any]) -> dict[str, Any]:
+    """The node's half of `--send`. path: the namespace that sends. here: the node's own. data: source, destination,
+    port, protocol. Raises CannotSend, OSError.
+    """
+    src, dst, port, protocol = str(data[0]), str(data[1]), int(data[2]), str(data[3])
+    if protocol not in (*PROTOCOLS, "ICMP"):
+        raise CannotSend(f"--send: {protocol!r} is no protocol that can be sent")
+    family: Family = "ip6" if ":" in dst else "ip"
+    with contextlib.ExitStack() as stack:
+        tracers: list[Tracer] = []
+
+        def ready(sport: int) -> None:
+            flows = [Followed(src, dst, protocol, sport, port), Followed("", src, protocol, 0, sport)]
+            tracers.append(stack.enter_context(call_in(here, lambda: Tracer(node, family, flows))))
+
+        verdict, words = call_in(path, lambda: attempt(src, dst, port, protocol, ready))
+        time.sleep(SETTLE)
+        told = [list(one) for tracer in tracers for one in tracer.read()]
+        links = {index: name for tracer in tracers for index, name in tracer.links.items()}
+    return {"verdict": verdict, "words": words, "told": told, "links": links}
 
 
 def _tracers(question: Question, answer: Answer, sport: int) -> Iterator[Tracer]:

@@ -13,10 +13,13 @@ import pytest
 from aiohttp import WSMsgType, web
 
 from podwire.explain import agents, onnode
+from podwire.explain.answer import Answer
 from podwire.explain.ask import explain
+from podwire.explain.lookup import Here, Question
 from podwire.explain.names import parse, source, target
 from podwire.explain.packets import Asked
 from podwire.explain.reach import Looked
+from podwire.explain.sending import prove
 from podwire.explain.steps import Unreachable
 from podwire.explain.walk import walk
 from podwire_base.kube.client.config import ClientConfig
@@ -62,6 +65,13 @@ class Server:
         return ws
 
     def walk(self, request: Any) -> bytes:
+        if "send" in request:
+            self.asked.append(request["send"])
+            told: Any = [
+                ["podwire-trace", "postrouting-end", "policy", 0, "accept", 1, "10.244.2.3", "10.96.0.20", 1, 2]
+            ]
+            sent: Any = {"verdict": "drop", "words": "no answer within 1.5 s", "told": told, "links": {"2": "eth0"}}
+            return json.dumps({"version": request["version"], "sent": sent}).encode()
         facts = node("node2", catalogue())
         walks = [walk(facts, onnode.packet_of(one)).to_json() for one in request["asks"]]
         told = {"addresses": list(facts.addresses), "podCIDRs": [], "serviceCIDRs": [], "rules": "x", "roles": {}}
@@ -118,6 +128,30 @@ def test_a_packet_of_a_pod_elsewhere_is_explained(server: Server) -> None:
     sender = source("data/db-0", objects)
     said = explain(sender, target(parse("web.default:80"), objects, sender), objects, Both())
     assert (said.node, said.verdict, said.ends[0].node, said.doubts) == ("node2", "forward", "node1", [])
+
+
+def test_send_from_a_node_elsewhere_goes_through_its_agent(server: Server) -> None:
+    """The node sends, and what was sent does not meet the fate that was explained."""
+    objects = catalogue()
+    sender = source("data/db-0", objects)
+    wanted = target(parse("web.default:80"), objects, sender)
+    reach = Here(ClientConfig(server.url))
+    said = Answer("data/db-0", "web", "TCP", "10.244.2.3", "10.96.0.20", 80, "node2", verdict="forward")
+    prove(Question(sender, wanted, objects, reach), said)
+    assert server.asked[-1] == ["10.244.2.3", "10.96.0.20", 80, "TCP"]
+    assert (said.sent, said.agrees, said.last_seen) == (
+        "no answer within 1.5 s", False, "the packet, on node2: left by eth0",
+    )  # fmt: skip
+    assert said.doubts == ["only node node2, which sent it, was followed"]
+    server.garbage = b'{"version": 1}'
+    with pytest.raises(Unreachable, match="another form"):
+        prove(Question(sender, wanted, objects, reach), said)
+
+
+@pytest.mark.parametrize("data", [["10.0.0.1"], "x", [1, 2, 3, 4, 5]])
+def test_a_misshapen_order_to_send_is_refused(data: Any) -> None:
+    with pytest.raises(onnode.Misshapen, match=r"is not .source, destination, port, protocol."):
+        onnode.answer(onnode.Place(), {"version": 1, "send": data})
 
 
 @pytest.mark.parametrize(
