@@ -29,7 +29,8 @@ class ClusterConfig:
     upstream_dns: DNS servers that the nodes can reach, as "IP" or "IP#port". bridge_nf: the nodes' value of
     net.bridge.bridge-nf-call-iptables; -1 keeps the kernel's value. proxy_backend: the backend that writes the Service
     rules, one of the proxy's backends.choices(). publish: Services at ports of this machine, as words of `podwire
-    publish`. internet: pods reach the world outside through slirp4netns; host_access: and this machine's addresses.
+    publish`. internet: the range of slirp4netns, through which pods reach the world outside; "": they do not.
+    host_access: they reach this machine's own addresses too.
     layout: of the run directory. names: the nodes (default: node1 to nodeN); stopped: those that are switched off.
     cluster_cidr6: IPv6 addresses for pods; "": pods have IPv4 only. node_cidr6: then the nodes' network. The mask sizes
     are the prefix lengths of each node's podCIDRs.
@@ -51,7 +52,7 @@ class ClusterConfig:
     load_balancer_pool: tuple[str, ...] | None = None
     proxy_backend: str = "nftables"
     publish: tuple[str, ...] = ()
-    internet: bool = False
+    internet: str = ""
     host_access: bool = False
     layout: int = LAYOUT
     names: tuple[str, ...] = ()

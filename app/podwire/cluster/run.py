@@ -20,7 +20,7 @@ from podwire_controlplane.server.main import run as run_server
 from podwire_proxy import backends
 
 from .. import agent
-from . import credentials, members, network, publisher
+from . import credentials, internet, members, network, publisher
 from .config import MARKER, ClusterConfig
 from .teardown import teardown
 
@@ -50,6 +50,8 @@ def _roles(config: ClusterConfig, held: tuple[int, ...] = ()) -> list[Role]:
         "controllers": partial(run_controllers, controllers),
         "publisher": partial(publisher.run, config),
     }
+    if config.internet:
+        own["internet"] = partial(internet.run, config)
     return [
         Role(name, run, log_dir / f"{name}.log", title=(name, config.name), beat=beat.path_of(config.run_dir, name))
         for name, run in own.items()

@@ -8,6 +8,8 @@ import re
 import signal
 import socket
 import time
+from dataclasses import replace
+from typing import Any
 
 import click
 import yaml
@@ -15,7 +17,7 @@ import yaml
 from podwire_base.role import watching
 from podwire_proxy import backends
 
-from ..cluster import credentials, merging, publisher
+from ..cluster import credentials, internet, merging, outward, publisher
 from ..cluster.config import BadConfig, ClusterConfig
 from ..cluster.lifecycle import READY, UpFailed, down_command, hold_port
 from ..cluster.lifecycle import down as take_down
@@ -78,6 +80,34 @@ def _pool(found: tuple[str, ...]) -> tuple[str, ...] | None:
     )
 
 
+def _with_internet(config: ClusterConfig, wanted: bool | None, host_access: bool) -> tuple[ClusterConfig, str]:
+    """Return the configuration with a way out if it is wanted and possible, and else the reason. Raises Failed."""
+    if wanted is False:
+        if host_access:
+            raise Failed("--host-access needs --internet")
+        return config, "--no-internet"
+    why = internet.problem()
+    if not why:
+        cidr = internet.choose((config.node_cidr, config.cluster_cidr, config.service_cidr))
+        why = "" if cidr else "no range for slirp4netns is free: this machine has routes to all of them"
+    if why:
+        if wanted or host_access:
+            raise Failed(f"--{'internet' if wanted else 'host-access'}: {why}")
+        return config, why
+    servers = config.upstream_dns or (outward.resolver(cidr),)
+    return replace(config, internet=cidr, host_access=host_access, upstream_dns=servers), ""
+
+
+def _way_out(config: ClusterConfig, why: str) -> str:
+    """Return the line that says what pods reach outside the cluster. why: the reason why they do not."""
+    if not config.internet:
+        return "pods reach nothing outside the cluster" + (f": {why}" if why else "")
+    if not internet.works(config):
+        return f"pods do not reach the internet: slirp4netns did not start: {config.run_dir}/log/internet.log"
+    mine = "this machine's addresses too" if config.host_access else "not this machine's own addresses"
+    return f"pods reach the internet by slirp4netns (IPv4 alone; {mine}); --no-internet turns it off"
+
+
 @click.command()
 @name_option
 @click.option("--nodes", default=3, show_default=True, help="How many nodes.")
@@ -126,6 +156,13 @@ def _pool(found: tuple[str, ...]) -> tuple[str, ...] | None:
     help="Publish a Service at a port of this machine, as `podwire publish` does; it may be made later; repeatable.",
 )
 @click.option(
+    "--internet/--no-internet",
+    "wanted",
+    default=None,
+    help="Pods reach the internet and the machine's DNS through slirp4netns.  [default: on where it is installed]",
+)
+@click.option("--host-access", is_flag=True, help="With --internet: pods reach this machine's own addresses, too.")
+@click.option(
     "--watchdog/--no-watchdog",
     default=True,
     show_default=True,
@@ -144,6 +181,8 @@ def up(
     bridge_nf: str | None,
     load_balancer_pool: tuple[str, ...],
     publish: tuple[str, ...],
+    wanted: bool | None,
+    host_access: bool,
     watchdog: bool,
     proxy_backend: str,
 ) -> None:
@@ -168,6 +207,7 @@ def up(
             proxy_backend=proxy_backend,
             publish=tuple(str(one) for one in publications),
         )
+        config, no_internet = _with_internet(config, wanted, host_access)
         interruptible()
         if not watchdog:
             os.environ[watching.VARIABLE] = "0"
@@ -187,14 +227,25 @@ def up(
     if config.cluster_cidr6:
         out.print("  pods have IPv4 and IPv6 addresses; Services have IPv4 addresses only in this version")
     out.print(f"  export KUBECONFIG={config.kubeconfig}", soft_wrap=True)
+    out.print(f"  {_way_out(config, no_internet)}", soft_wrap=True)
     if publications:
-        for row in publisher.ask(config, "list", []):
+        for row in _published(config, [str(one) for one in publications] if made.again else []):
             out.print(f"  published: {row['place']} -> {row['service']}:{row['servicePort']}", soft_wrap=True)
     out.print(
         "  try: podwire apply -f examples/; podwire status; podwire get pods -o wide; "
         f"{down_command(config).strip('`')}",
         soft_wrap=True,
     )
+
+
+def _published(config: ClusterConfig, more: list[str]) -> list[dict[str, Any]]:
+    """Return what is published, after publishing `more`. Raises Failed."""
+    try:
+        if more:
+            publisher.ask(config, "add", more)
+        return publisher.ask(config, "list", [])
+    except publisher.CannotPublish as error:
+        raise Failed(str(error)) from error
 
 
 def _different(given: ClusterConfig, own: ClusterConfig) -> str:

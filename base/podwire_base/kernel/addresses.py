@@ -30,6 +30,15 @@ def _routes(sock: RouteSocket, family: int) -> Iterator[bytes]:
     return sock.everything(nl.GETROUTE, nl.all_routes(family))
 
 
+def destinations() -> tuple[nl.IPNetwork, ...]:
+    """Returns the destinations of all routes but default routes, of every table, of the calling thread's network
+    namespace. Raises OSError.
+    """
+    with RouteSocket() as sock:
+        found = (nl.destination_of(body) for f in (nl.AF_INET, nl.AF_INET6) for body in _routes(sock, f))
+        return tuple(dict.fromkeys(network for network in found if network is not None))
+
+
 def uplink(address: str = "") -> str:
     """Returns the name of the link that has `address`, in the calling thread's network namespace. If no link has the
     address, returns the link of the default route with the lowest metric (IPv4 before IPv6), or "" if there is no

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 import sys
-from ipaddress import IPv4Network, IPv6Network, ip_address
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 
 from ..ip import IPAddress, mac_bytes
 from .codec import CREATE, EXCL, NESTED, REPLACE, attr, find, host_u32, message, parse, text
@@ -309,6 +309,13 @@ def default_route_of(body: bytes) -> tuple[int, int] | None:
         return None
     hop = found.get(RTA_OIF) or found.get(RTA_MULTIPATH, b"")[4:8]  # struct rtnexthop: its index
     return (_number(found.get(RTA_PRIORITY)), _number(hop)) if hop else None
+
+
+def destination_of(body: bytes) -> IPNetwork | None:
+    """Returns the destination of the route in an RTM_NEWROUTE body, of any table. Returns None for a default route."""
+    size = _ROUTE.unpack_from(body)[1]
+    found = parse(body[_ROUTE.size :]).get(RTA_DST)
+    return ip_network((found, size)) if size and found else None
 
 
 def gateways_of(body: bytes) -> tuple[IPAddress, ...]:
