@@ -26,16 +26,15 @@ from lab import evidence
 from lab.capture import Capture
 from lab.cluster import EXAMPLES, Place, cluster, machine
 from lab.patience import patient
+from podwire.check.table import IN_THE_DEMO, Check
 from podwire.cluster.config import BASE, ClusterConfig
 from podwire.cluster.lifecycle import UpFailed, up
-from podwire.demo import checks_dns, checks_pods, checks_services
 from podwire.demo.lab import OUTSIDE_CLIENT, DemoLab, wait_for
-from podwire.demo.rows import Check
 from podwire_base.kernel.netns import call_in
 from podwire_base.kube.conditions import condition
 from podwire_base.kube.meta import Object
 
-PACKET_CHECKS: tuple[Check, ...] = (*checks_pods.CHECKS, *checks_services.CHECKS, *checks_dns.CHECKS)
+PACKET_CHECKS = tuple(check for check in IN_THE_DEMO if check.part in ("1", "3", "6"))
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +47,10 @@ def lab() -> Iterator[DemoLab]:
         yield made
 
 
-@pytest.mark.parametrize("check", PACKET_CHECKS, ids=lambda c: c.__name__)
+@pytest.mark.parametrize("check", PACKET_CHECKS, ids=lambda c: c.name)
 def test_what_the_demo_proves(lab: DemoLab, check: Check) -> None:
-    rows = list(check(lab))
+    assert check.lab is not None
+    rows = list(check.lab(lab))
     assert rows
     assert not [f"{r.sent} from {r.source}: {r.back} {r.detail}" for r in rows if not r.ok]
 

@@ -20,14 +20,14 @@ from rich.table import Table
 from podwire_base.kernel.netns import call_in
 from podwire_base.patience import patient
 
+from ..check.table import TABLE, Check
 from ..cluster import network
 from ..cluster.config import ClusterConfig
 from ..cluster.lifecycle import down, up
-from . import checks_control, checks_dns, checks_pods, checks_services
 from .lab import DemoLab, NotYet, examples_dir
-from .rows import Check, Row
+from .probing import Probing
+from .rows import Row
 
-CHECKS: tuple[Check, ...] = (*checks_pods.CHECKS, *checks_services.CHECKS, *checks_dns.CHECKS, *checks_control.CHECKS)
 TITLES = {
     "1": "pods reach each other without NAT",
     "2": "the pause process holds a pod's network",
@@ -37,6 +37,7 @@ TITLES = {
     "6": "names",
     "7": "the API",
     "8": "restarts",
+    "9": "what `podwire check` sees, too",
 }
 
 
@@ -77,6 +78,7 @@ class Demo:
         self.results: list[Result] = []
         tool, name = find_tool()
         self.lab = DemoLab(config, tool, name)
+        self.probing = Probing(config)
 
     def say(self, text: str) -> None:
         self.console.print(text, style="dim", soft_wrap=True)
@@ -92,10 +94,10 @@ class Demo:
         return found
 
     def _one(self, check: Check, setting: int, number: int) -> None:
-        begin, title = time.monotonic(), (check.__doc__ or check.__name__).strip().splitlines()[0]
+        begin, title = time.monotonic(), check.says
         rows: list[Row] = []
         try:
-            for row in check(self.lab):
+            for row in check.lab(self.lab) if check.lab else self.probing.rows(check):
                 rows.append(row)
         except Exception as err:
             detail = str(err) if isinstance(err, NotYet) else traceback.format_exc(limit=-3)
@@ -131,9 +133,10 @@ class Demo:
                     self.say("this kernel has no br_netfilter: bridge-nf-call-iptables=1 cannot be tested here")
                     continue
                 self.console.print(f"[bold]bridge-nf-call-iptables={setting}[/bold]")
-                for number, check in enumerate(CHECKS):
+                for number, check in enumerate(TABLE):
                     self._one(check, setting, number)
         finally:
+            self.probing.close()
             self.lab.close()
             down(self.config)
         if process.poll() is None:
