@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import sys
 from typing import Any
@@ -32,6 +33,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "list": ("podwire.commands.cluster", "list_", "The clusters on this machine."),
     "nodes": ("podwire.commands.nodes", "nodes", "List, add, stop, start, cordon and remove nodes of a cluster."),
     "kubeconfig": ("podwire.commands.cluster", "kubeconfig", "Print or merge the cluster's kubeconfig; add users."),
+    "completion": ("podwire.commands.completion", "completion", "Print the script that completes words in a shell."),
     "init": ("podwire.commands.join", "init", "Make a cluster's certificates on its first machine."),
     "join": ("podwire.commands.join", "join", "Make this machine a node of a cluster."),
     "token": ("podwire.commands.join", "token", "Make a join token, for any new node or for one."),
@@ -51,7 +53,65 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
 }
 
 
+# What people try, by other tools' habits -> what does it. {name}: the word itself.
+_KUBECTL = "`kubectl {name}` does it with this cluster: `export KUBECONFIG=$(podwire kubeconfig)`"
+INSTEAD: dict[str, str] = {
+    **dict.fromkeys(
+        (
+            *("annotate", "api-resources", "attach", "autoscale", "cp", "create", "debug", "describe", "diff", "edit"),
+            *(
+                "events",
+                "expose",
+                "label",
+                "patch",
+                "replace",
+                "rollout",
+                "run",
+                "scale",
+                "set",
+                "taint",
+                "top",
+                "wait",
+            ),
+        ),
+        _KUBECTL,
+    ),
+    "port-forward": "`podwire publish 8080:SERVICE:80` does it, for Services",
+    "service": "`podwire open SERVICE` prints a Service's URL, `podwire get services` lists them",
+    "ps": "`podwire get pods -A` lists pods, `podwire status` what runs on the nodes",
+    "pods": "`podwire get pods` lists them",
+    "services": "`podwire get services` lists them",
+    "ssh": "`podwire node node1 -- COMMAND` runs a command in a node, `podwire exec POD -- COMMAND` in a pod",
+    "shell": "`podwire exec -it POD -- sh` does it, and `podwire node node1` for a node",
+    "start": "`podwire up` does it",
+    "stop": "`podwire down` does it, and removes the cluster",
+    "clusters": "`podwire list` does it",
+    "test": "`podwire check` does it",
+    "trace": "`podwire explain SRC DST:PORT` does it",
+    "version": "`podwire --version` does it",
+    "help": "`podwire --help` does it, and `podwire COMMAND --help`",
+    "load": "`podwire image` builds the agent's image",
+}
+
+
+def instead(name: str) -> str:
+    """Return what to do for a command that does not exist."""
+    if name in INSTEAD:
+        return f"podwire has no command {name!r}; {INSTEAD[name].format(name=name)}"
+    near = difflib.get_close_matches(name, COMMANDS, 1)
+    return f"podwire has no command {name!r}; " + (
+        f"did you mean `podwire {near[0]}`?" if near else "`podwire --help` lists the commands"
+    )
+
+
 class LazyGroup(click.Group):
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            ctx.fail(instead(args[0]))
+        return super().resolve_command(ctx, args)
+
     def list_commands(self, _ctx: click.Context) -> list[str]:
         return list(COMMANDS)
 

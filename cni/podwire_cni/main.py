@@ -171,7 +171,7 @@ def _cidrs(context: click.Context, option: click.Parameter, values: tuple[str, .
     "--conf-dir",
     type=click.Path(file_okay=False, path_type=Path),
     default=None,
-    help="Where container runtimes look for CNI configurations [default: RUN_DIR/cni/net.d]",
+    help="Where container runtimes look for CNI configurations. [default: RUN_DIR/cni/net.d]",
 )
 @click.option(
     "--anti-spoofing/--no-anti-spoofing",
@@ -292,7 +292,12 @@ def install(bin_dir: Path, conf_dir: Path, run_dir: Path, subnets: tuple[str, ..
 
 
 @click.command("pause-image")
-@click.option("--output", "-o", type=click.Path(dir_okay=False, path_type=Path), help="[default: standard output]")
+@click.option(
+    "--output",
+    "-o",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="The file to write. [default: standard output]",
+)
 @click.option("--name", default=pauseimage.NAME, show_default=True, help="REPOSITORY:TAG of the image.")
 def pause_image(output: Path | None, name: str) -> None:
     """Write the pause program as an OCI archive, for `ctr --namespace k8s.io images import`."""

@@ -441,62 +441,62 @@ def _backend_options(command: Callable[..., None]) -> Callable[..., None]:
     for setting in backends.settings():
         command = click.option(setting.flag, type=click.Choice(setting.choices), help=setting.help)(command)
     names = backends.names()
-    return click.option("--backend", type=click.Choice(names), help=f"backend that writes the rules [{names[0]}]")(
+    return click.option("--backend", type=click.Choice(names), help=f"Backend that writes the rules. [{names[0]}]")(
         command
     )
 
 
 @click.command("proxy")
 @click.option(
-    "--config", "file", type=click.Path(path_type=Path), help="KubeProxyConfiguration v1alpha1; flags override it"
+    "--config", "file", type=click.Path(path_type=Path), help="KubeProxyConfiguration v1alpha1; flags override it."
 )
-@click.option("--node-name", envvar="NODE_NAME", help="name of this machine's Node object")
-@click.option("--kubeconfig", envvar="KUBECONFIG", help="kubeconfig file (default: in-cluster)")
+@click.option("--node-name", envvar="NODE_NAME", help="Name of this machine's Node object.")
+@click.option("--kubeconfig", envvar="KUBECONFIG", help="A kubeconfig. [default: in-cluster]")
 @click.option(
     "--run-dir",
     default="/run/podwire",
     type=click.Path(path_type=Path),
     show_default=True,
-    help="of the status file that `podwire status` reads",
+    help="Of the status file that `podwire status` reads.",
 )
 @_backend_options
 @click.option(
-    "--cluster-cidr", "cluster_cidrs", multiple=True, help="addresses of pods; repeat for IPv6 [10.244.0.0/16]"
+    "--cluster-cidr", "cluster_cidrs", multiple=True, help="Addresses of pods; repeat for IPv6. [10.244.0.0/16]"
 )
 @click.option(
-    "--service-cidr", "service_cidrs", multiple=True, help="addresses of Services; repeat for IPv6 [10.96.0.0/16]"
+    "--service-cidr", "service_cidrs", multiple=True, help="Addresses of Services; repeat for IPv6. [10.96.0.0/16]"
 )
 @click.option(
     "--node-cidr",
     "node_cidrs",
     multiple=True,
-    help="network of the nodes, where a Service may claim only Nodes' addresses",
+    help="Network of the nodes, where a Service may claim only Nodes' addresses.",
 )
 @click.option(
     "--node-port-address",
     "node_port_addresses",
     multiple=True,
-    help="CIDRs of local addresses that serve NodePorts [the node's InternalIPs]",
+    help="CIDRs of local addresses that serve NodePorts. [the node's InternalIPs]",
 )
 @click.option(
     "--external-ips-on-nodes",
     type=click.Choice(CHOICES),
-    help=f"externalIPs that are a node's address: serve or refuse them [{SERVE}]",
+    help=f"What becomes of externalIPs that are a node's address. [{SERVE}]",
 )
 @click.option(
     "--external-ips-reserved-port",
     "external_ips_reserved_ports",
     multiple=True,
-    help=f"ports and ranges never served there [{' '.join(RESERVED)}]",
+    help=f"Ports and ranges never served there. [{' '.join(RESERVED)}]",
 )
-@click.option("--detect-local", type=click.Choice(DETECTORS), help="how a pod's traffic is known [ClusterCIDR]")
-@click.option("--local-interface", help="the bridge, or the interfaces' prefix, for --detect-local")
-@click.option("--localhost-node-ports", is_flag=True, help="serve NodePorts on 127.0.0.1 too (IPv4)")
-@click.option("--masquerade-all", is_flag=True, help="masquerade all traffic to ClusterIPs")
-@click.option("--metrics-address", help="host:port for /metrics, /proxyMode, /configz and /healthz [off]")
-@click.option("--healthz-address", help="host:port for /healthz and /livez [off]")
-@click.option("--dry-run", "dry", is_flag=True, help="print what would be written and exit")
-@click.option("--cleanup", "clean", is_flag=True, help="remove all rules of the proxy and exit")
+@click.option("--detect-local", type=click.Choice(DETECTORS), help="How a pod's traffic is known. [ClusterCIDR]")
+@click.option("--local-interface", help="The bridge, or the interfaces' prefix, for --detect-local.")
+@click.option("--localhost-node-ports", is_flag=True, help="Serve NodePorts on 127.0.0.1 too (IPv4).")
+@click.option("--masquerade-all", is_flag=True, help="Masquerade all traffic to ClusterIPs.")
+@click.option("--metrics-address", help="HOST:PORT for /metrics, /proxyMode, /configz and /healthz. [off]")
+@click.option("--healthz-address", help="HOST:PORT for /healthz and /livez. [off]")
+@click.option("--dry-run", "dry", is_flag=True, help="Print what would be written and exit.")
+@click.option("--cleanup", "clean", is_flag=True, help="Remove all rules of the proxy and exit.")
 def command(file: Path | None, dry: bool, clean: bool, **flags: Any) -> None:
     """Serve Services on this node."""
     try:

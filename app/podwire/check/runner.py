@@ -60,19 +60,18 @@ async def one(check: Check, made: World, explain: Callable[[World, Finding], Ite
     return result_of(check.name, check.says, found, time.monotonic() - begin, tuple(reasons))
 
 
-def explained(kubeconfig: str) -> Callable[[World, Finding], list[str]]:
-    """Return a function that asks `podwire explain` why a packet did not get there."""
+def explained(options: list[str]) -> Callable[[World, Finding], list[str]]:
+    """Return a function that asks `podwire explain` why a packet did not get there. options: they name the cluster."""
 
     def ask(made: World, failure: Finding) -> list[str]:
         if failure.to is None:
             return []
         address, port, protocol = failure.to
         host = f"[{address}]" if ":" in address else address
-        words = [f"{made.space}/{failure.source}", f"{host}:{port}/{protocol}", "--kubeconfig", kubeconfig]
-        where = ["--name", made.options.local] if made.options.local else []
+        words = [f"{made.space}/{failure.source}", f"{host}:{port}/{protocol}"]
         try:
             done = subprocess.run(
-                [sys.executable, "-m", "podwire.main", "explain", *words, *where],
+                [sys.executable, "-m", "podwire.main", "explain", *words, *options],
                 capture_output=True,
                 text=True,
                 timeout=patient(20),

@@ -5,19 +5,28 @@ from __future__ import annotations
 import json
 import signal
 import time
-from importlib.metadata import version
-from pathlib import Path
 
 import click
 
 from podwire_base.kube.client.http import ApiClient
+from podwire_base.version import VERSION
 
 from ..check.rows import Result, junit
 from ..check.runner import explained, one, world
 from ..check.table import IN_THE_DEMO, ON_ANY_CLUSTER, Check
 from ..check.world import CannotCheck, Options, local_options
-from ..cluster.config import BASE
-from .common import Failed, err, find_kubeconfig, kubeconfig_option, make_table, out, print_table, with_api
+from .common import (
+    Failed,
+    err,
+    find_kubeconfig,
+    kept_context,
+    kubeconfig_option,
+    local_cluster,
+    make_table,
+    out,
+    print_table,
+    with_api,
+)
 
 _MARKS = {"ok": "[green]✓[/green]", "failed": "[red]✗[/red]", "left out": "[yellow]-[/yellow]"}
 
@@ -38,14 +47,20 @@ def _outside(text: str | None) -> tuple[str, int] | None:
     return host.strip("[]"), int(port)
 
 
-def _options(kubeconfig: str, image: str | None, outside: tuple[str, int] | None) -> Options:
-    path = Path(kubeconfig)
-    if path.name == "kubeconfig" and path.parent.parent == BASE and image is None:
-        made = local_options(path.parent.name)
-    else:
-        made = Options(image or f"podwire.io/podwire:{version('podwire')}")
+def _options(kubeconfig: str | None, image: str | None, outside: tuple[str, int] | None) -> Options:
+    try:
+        made = Options(image) if image else local_options(local_cluster(kubeconfig))
+    except Failed:  # it is a cluster elsewhere
+        made = Options(f"podwire.io/podwire:{VERSION}")
     made.outside = outside
     return made
+
+
+def _words(kubeconfig: str | None, options: Options) -> list[str]:
+    """Return the options with which another command of podwire finds the same cluster."""
+    if options.local:
+        return ["--name", options.local]
+    return ["--kubeconfig", find_kubeconfig(kubeconfig), *(("--context", kept) if (kept := kept_context()) else ())]
 
 
 def _print(result: Result) -> None:
@@ -79,22 +94,23 @@ def check(
     if listing:
         _list(output)
         return
-    chosen, where = _chosen(tests), find_kubeconfig(kubeconfig)
-    options = _options(where, image, _outside(outside))
+    chosen, goal = _chosen(tests), _outside(outside)
+    options = _options(kubeconfig, image, goal)
+    words = _words(kubeconfig, options)
     begin = time.monotonic()
     results: list[Result] = []
 
     async def work(api: ApiClient) -> None:
         async with world(api, options, lambda text: err.print(text, style="dim", highlight=False)) as made:
             for one_check in chosen:
-                results.append(await one(one_check, made, explained(where)))
+                results.append(await one(one_check, made, explained(words)))
                 if output is None:
                     _print(results[-1])
 
     for number in (signal.SIGTERM, signal.SIGHUP):  # as SIGINT, at which asyncio cancels the work
         signal.signal(number, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
-        with_api(where, work)
+        with_api(kubeconfig, work)
     except CannotCheck as error:
         raise Failed(str(error)) from error
     except SystemExit:

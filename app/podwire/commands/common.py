@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import textwrap
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,7 +32,20 @@ class Failed(click.ClickException):
     """The command failed. The user sees the message, and the exit status is 1."""
 
     def show(self, _file: Any = None) -> None:
-        err.print(f"[red]error:[/red] {_escape(self.message)}", soft_wrap=True)
+        """Print the message, broken between words at the width of the terminal, or at 80 columns without one."""
+        first, *rest = (wrapped(line, err.width, 7 if not n else 0) for n, line in enumerate(self.message.split("\n")))
+        err.print(f"[red]error:[/red] {_escape(first)}", soft_wrap=True)
+        for line in rest:
+            err.print(_escape(line), soft_wrap=True)
+
+
+def wrapped(text: str, width: int, taken: int = 0) -> str:
+    """Break a line between words. taken: columns of the first line that are used already. A word that is longer than a
+    line, such as a path, stays whole.
+    """
+    return "\n".join(
+        textwrap.wrap(" " * taken + text, width, break_long_words=False, break_on_hyphens=False)
+    ).removeprefix(" " * taken)
 
 
 def _escape(text: str) -> str:
@@ -56,6 +70,11 @@ keep_name = _keep(_NAME)
 def _kept(key: str) -> str:
     context = click.get_current_context(silent=True)
     return str(context.meta.get(key, "")) if context else ""
+
+
+def kept_context() -> str:
+    """Return what --context says, "" if it is not given."""
+    return _kept(_CONTEXT)
 
 
 def local_clusters() -> list[str]:

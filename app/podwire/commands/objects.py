@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import difflib
 from typing import Any
 
 import click
@@ -16,6 +17,7 @@ from podwire_base.kube.manifests import BadManifest, resource_of, three_way, wit
 from podwire_base.kube.meta import Object, name, namespace, uid
 from podwire_base.kube.registry import RESOURCES, Resource, by_name
 
+from .choosing import complete_objects
 from .common import Failed, kubeconfig_option, make_table, out, print_table, with_api
 
 namespace_option = click.option(
@@ -104,7 +106,11 @@ def _targets(words: tuple[str, ...]) -> list[tuple[Resource, str]]:
     def kind(word: str) -> Resource:
         found = by_name(word)
         if found is None:
-            raise Failed(f"kind {word!r} is unknown; known kinds: {', '.join(r.plural for r in RESOURCES)}")
+            near = difflib.get_close_matches(word.lower(), [n for r in RESOURCES for n in (r.plural, r.singular)], 1)
+            raise Failed(
+                f"kind {word!r} is unknown" + (f"; did you mean {near[0]}?" if near else "") + " `podwire get` without "
+                "a kind lists them, and `kubectl api-resources` does with their short names"
+            )
         return found
 
     if "/" in words[0]:
@@ -132,7 +138,7 @@ def _print_rows(resource: Resource, found: Object, wide: bool, spaces: bool, *, 
 
 
 @click.command()
-@click.argument("what", nargs=-1)
+@click.argument("what", nargs=-1, shell_complete=complete_objects)
 @namespace_option
 @click.option("-A", "--all-namespaces", is_flag=True, help="Show objects of every namespace.")
 @click.option("-o", "--output", type=click.Choice(["wide", "json", "yaml", "name"]), help="Output format.")
@@ -212,7 +218,7 @@ async def _follow(
 
 
 @click.command()
-@click.argument("what", nargs=-1)
+@click.argument("what", nargs=-1, shell_complete=complete_objects)
 @click.option("-f", "--filename", "files", multiple=True, help="Delete the objects in these files.")
 @namespace_option
 @click.option("--grace-period", type=int, help="Grace period in seconds; default: that of the pod.")

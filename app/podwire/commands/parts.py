@@ -52,7 +52,13 @@ def setting(flag: str, *names: str, **more: Any) -> Callable[[Callable[..., Any]
     default="",
     help="This node's InternalIP; needed with --pods. [NODE_ADDRESS]",
 )
-@setting("--run-dir", type=click.Path(path_type=Path), default=Path("/run/podwire/node"), show_default=True)
+@setting(
+    "--run-dir",
+    type=click.Path(path_type=Path),
+    default=Path("/run/podwire/node"),
+    show_default=True,
+    help="For leases, sockets, states and logs.",
+)
 @setting("--role", "role", multiple=True, default=ROLES, show_default=True, help="What to run; repeatable.")
 @setting("--leave-role", multiple=True, help="Of --role: what another agent of this node runs, with another --run-dir.")
 @setting(

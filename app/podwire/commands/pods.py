@@ -5,6 +5,7 @@ The commands find pods and nodes through the cluster's run directory.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
@@ -20,7 +21,8 @@ from podwire_node.runtime import Container, Sandbox, read
 
 from ..cluster.config import BASE
 from ..cluster.record import load
-from .common import Failed, complete_clusters, keep_name, local_cluster
+from .choosing import completing, pod_of, pods_by_selector
+from .common import Failed, complete_clusters, err, keep_name, local_cluster
 
 
 def cluster_option(command: Any) -> Any:
@@ -38,7 +40,15 @@ def cluster_option(command: Any) -> Any:
 
 
 pod_options = (
-    click.option("-n", "--namespace", "space", default="default", show_default=True, help="Namespace of the pod."),
+    click.option(
+        "-n",
+        "--namespace",
+        "space",
+        default="default",
+        show_default=True,
+        shell_complete=completing("namespaces"),
+        help="Namespace of the pod.",
+    ),
     click.option("-c", "--container", "which", default="", help="Default: the pod's first container."),
     cluster_option,
 )
@@ -84,18 +94,36 @@ def _with_pod_options(command: click.Command) -> click.Command:
     return command
 
 
-@click.command("exec", context_settings={"ignore_unknown_options": True})
-@click.argument("pod")
+class WithCommand(click.Command):
+    """A command whose last words are another program's: options are read up to `--`, or up to the pod without it."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.allow_interspersed_args = "--" in args
+        return super().parse_args(ctx, args)
+
+
+@click.command("exec", cls=WithCommand)
+@click.argument("pod", shell_complete=completing("pods", kinds=True))
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
-def exec_(pod: str, command: tuple[str, ...], space: str, which: str, cluster: str | None) -> None:
-    """Run a command in a pod: `podwire exec POD -- COMMAND ...`."""
-    container = find_container(find_pod(find_cluster(cluster), space, pod.removeprefix("pod/")), which)
+@click.option("-i", "--stdin", "interactive", is_flag=True, help="Pass standard input on, also if it is no terminal.")
+@click.option("-t", "--tty", is_flag=True, help="The command has this terminal. (It has, if there is one.)")
+def exec_(
+    pod: str, command: tuple[str, ...], interactive: bool, tty: bool, space: str, which: str, cluster: str | None
+) -> None:
+    """Run a command in a pod: `podwire exec -it POD -- sh`. POD may be deploy/NAME, svc/NAME or another KIND/NAME."""
+    if command[0].startswith("-"):
+        raise Failed(f"write -- before the command: `podwire exec {pod} {command[0]} ... -- COMMAND`")
+    if tty and not sys.stdin.isatty():
+        err.print("-t: standard input is no terminal, so the command gets none", style="yellow")
+    name = find_cluster(cluster)
+    container = find_container(find_pod(name, space, pod_of(name, space, pod)), which)
     process = container.main_process()
     if process is None or not process.alive:
         raise Failed(f"container {container.name} is not running: `podwire logs {pod}`")
-    words = command[1:] if command[0] == "--" else command
     sys.stdout.flush()
-    argv = [*enter_command(process.pid), *words]
+    argv = [*enter_command(process.pid), *command]
+    if not interactive and not sys.stdin.isatty():  # as kubectl: a loop in a shell keeps its own input
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.execvpe(argv[0], argv, {"PATH": PATH, "TERM": os.environ.get("TERM", "dumb"), "HOME": "/root"})
 
 
@@ -125,37 +153,51 @@ def node(node: str, command: tuple[str, ...], cluster: str | None) -> None:
     )
 
 
-def log_lines(path: Path, follow: bool, tail: int | None = None) -> Iterator[str]:
-    """Yield the lines of a CRI log file without their prefixes. tail: the number of last lines to start with; None
-    starts at the beginning. With `follow`, wait for new lines until interrupted.
+def _text(line: str) -> str:
+    return line.split(" ", 3)[-1].rstrip("\n")
+
+
+def log_lines(paths: list[Path], follow: bool, tail: int | None = None) -> Iterator[tuple[int, str]]:
+    """Yield (number of the file, line) of CRI log files, the lines without their prefixes. tail: the number of last
+    lines of each to start with; None starts at the beginning. With `follow`, wait for new lines until interrupted.
     """
-    try:
-        with path.open() as file:
-            if tail is not None:
-                lines = file.readlines()
-                yield from (line.split(" ", 3)[-1].rstrip("\n") for line in lines[max(0, len(lines) - tail) :])
-            while True:
-                line = file.readline()
-                if line:
-                    yield line.split(" ", 3)[-1].rstrip("\n")
-                elif follow:
-                    time.sleep(0.1)
-                else:
-                    return
-    except FileNotFoundError:
-        return
+    with contextlib.ExitStack() as stack:
+        files = []
+        for number, path in enumerate(paths):
+            with contextlib.suppress(FileNotFoundError):
+                files.append((number, stack.enter_context(path.open(errors="replace"))))
+        for number, file in files:
+            lines = file.readlines()
+            yield from ((number, _text(line)) for line in lines[max(0, len(lines) - tail) if tail is not None else 0 :])
+        while follow:
+            for number, file in files:
+                while line := file.readline():
+                    yield number, _text(line)
+            time.sleep(0.1)
 
 
 @click.command()
-@click.argument("pod")
+@click.argument("pod", required=False, shell_complete=completing("pods", kinds=True))
+@click.option("-l", "--selector", default="", help="Of all pods with these labels, each line with its pod's name.")
 @click.option("-f", "--follow", is_flag=True, help="Follow the log until interrupted.")
 @click.option("--tail", type=click.IntRange(0), help="Show only the last N lines.")
-def logs(pod: str, follow: bool, tail: int | None, space: str, which: str, cluster: str | None) -> None:
-    """Show what a container wrote."""
-    container = find_container(find_pod(find_cluster(cluster), space, pod.removeprefix("pod/")), which)
+def logs(
+    pod: str | None, selector: str, follow: bool, tail: int | None, space: str, which: str, cluster: str | None
+) -> None:
+    """Show what a container wrote: `podwire logs -f deploy/web`, `podwire logs -f -l app=web`."""
+    if bool(pod) == bool(selector):
+        raise Failed("name a pod, deploy/NAME or another KIND/NAME, or pods by -l LABELS: one of the two")
+    name = find_cluster(cluster)
+    names = pods_by_selector(name, space, selector) if selector else [pod_of(name, space, pod or "")]
+    if not names:
+        raise Failed(f"no pod of namespace {space} has labels {selector}: `podwire get pods -A -l {selector}`")
+    paths = [find_container(find_pod(name, space, own), which).log for own in names]
     try:
-        for line in log_lines(container.log, follow, tail):
-            click.echo(line)
+        for number, line in log_lines(paths, follow, tail):
+            click.echo(f"[{names[number]}] {line}" if selector else line)
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # `| head` has enough
     except KeyboardInterrupt:
         raise SystemExit(130) from None
 

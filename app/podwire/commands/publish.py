@@ -28,6 +28,7 @@ from ..cluster.publications import (
     web_port,
 )
 from ..cluster.record import load
+from .choosing import completing
 from .common import Failed, err, make_table, print_table, with_api
 from .pods import cluster_option, find_cluster
 
@@ -148,7 +149,7 @@ def tunnel(output: str | None, cluster: str | None) -> None:
 
 
 @click.command("open")
-@click.argument("service", metavar="[NAMESPACE/]SERVICE[:PORT]")
+@click.argument("service", metavar="[NAMESPACE/]SERVICE[:PORT]", shell_complete=completing("services"))
 @click.option("-n", "--namespace", "space", default="default", show_default=True, help="Of a Service without one.")
 @cluster_option
 def open_(service: str, space: str, cluster: str | None) -> None:

@@ -10,17 +10,19 @@ import click
 
 from podwire_base.kube.client.http import ApiClient
 
-from ..cluster.config import BASE, ClusterConfig
+from ..cluster.config import ClusterConfig
 from ..cluster.record import load
 from ..report import collect
 from ..report.redact import KINDS, Kind
-from .common import Failed, err, find_kubeconfig, kubeconfig_option, out, with_api
+from .common import Failed, err, find_kubeconfig, kubeconfig_option, local_cluster, out, with_api
 
 
-def _local(kubeconfig: str) -> ClusterConfig | None:
-    """Return the configuration of the cluster to which a kubeconfig belongs, if it is on this machine."""
-    path = Path(kubeconfig)
-    return load(path.parent.name) if path.parent.parent == BASE else None
+def _local(kubeconfig: str | None) -> ClusterConfig | None:
+    """Return the configuration of the cluster that the options choose, if it is on this machine."""
+    try:
+        return load(local_cluster(kubeconfig))
+    except Failed:
+        return None
 
 
 def _cluster(archive: collect.Archive, config: ClusterConfig) -> None:
@@ -64,14 +66,14 @@ def report(file: Path | None, include: tuple[Kind, ...], run_dir: Path, kubeconf
     except Failed as error:
         where, reason = "", error.message
         archive.errors.append(f"api: {reason}")
-    config = _local(where) if where else None
+    config = _local(kubeconfig)
     if config is not None:
         _cluster(archive, config)
     elif run_dir.is_dir():
         collect.namespace(archive, "node", f"/proc/{os.getpid()}/ns/net")
         collect.run_dir(archive, "node", run_dir)
     if where:
-        _api(archive, where, frozenset(include), config is None)
+        _api(archive, kubeconfig, frozenset(include), config is None)
     try:
         archive.write(file)
     except OSError as error:
@@ -81,13 +83,13 @@ def report(file: Path | None, include: tuple[Kind, ...], run_dir: Path, kubeconf
         err.print(f"{len(archive.errors)} things could not be collected; errors.txt in it names them", style="yellow")
 
 
-def _api(archive: collect.Archive, where: str, include: frozenset[Kind], stock: bool) -> None:
+def _api(archive: collect.Archive, kubeconfig: str | None, include: frozenset[Kind], stock: bool) -> None:
     async def work(api: ApiClient) -> None:
         await collect.objects(archive, api, include)
         if stock:
             await collect.agents_logs(archive, api)
 
     try:
-        with_api(where, work)
+        with_api(kubeconfig, work)
     except Failed as error:
         archive.errors.append(f"api: {error.message}")

@@ -116,11 +116,18 @@ def test_mistakes_on_the_command_line_get_one_clear_error(words: tuple[str, ...]
 def test_the_last_lines_of_a_log_come_once(tmp_path: Path) -> None:
     file = tmp_path / "log"
     file.write_text("".join(f"2026-01-01T00:00:00Z stdout F line {n}\n" for n in range(5)))
-    assert list(log_lines(file, False)) == [f"line {n}" for n in range(5)]
-    assert list(log_lines(file, False, 2)) == ["line 3", "line 4"]
-    assert list(log_lines(file, False, 0)) == []
-    assert list(log_lines(file, False, 99)) == [f"line {n}" for n in range(5)]
-    assert list(log_lines(tmp_path / "none", False)) == []
+    other = tmp_path / "other"
+    other.write_text("2026-01-01T00:00:00Z stderr F of another\n")
+
+    def lines(*paths: Path, tail: int | None = None) -> list[tuple[int, str]]:
+        return list(log_lines(list(paths), False, tail))
+
+    assert lines(file) == [(0, f"line {n}") for n in range(5)]
+    assert lines(file, tail=2) == [(0, "line 3"), (0, "line 4")]
+    assert lines(file, tail=0) == []
+    assert lines(file, tail=99) == lines(file)
+    assert lines(tmp_path / "none") == []
+    assert lines(tmp_path / "none", other, file, tail=1) == [(1, "of another"), (2, "line 4")]
 
 
 def test_up_knows_the_proxys_backends() -> None:

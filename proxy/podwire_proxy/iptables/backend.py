@@ -34,7 +34,7 @@ class Iptables:
         last="kubeproxy_sync_proxy_rules_iptables_last",
         packets="kubeproxy_iptables",
     )
-    settings = (Setting("iptables_variant", (AUTO, *VARIANTS), "of --backend iptables [auto: the host's own]"),)
+    settings = (Setting("iptables_variant", (AUTO, *VARIANTS), "Of --backend iptables. [auto: the host's own]"),)
 
     def having(self, values: Mapping[str, str]) -> Iptables:
         wanted = values.get("iptables_variant", AUTO)

@@ -378,16 +378,16 @@ def run(config: LbConfig) -> None:
 
 
 @click.command("lb")
-@click.option("--node-name", envvar="NODE_NAME", required=True, help="name of this machine's Node object")
-@click.option("--kubeconfig", envvar="KUBECONFIG", help="kubeconfig file (default: in-cluster)")
+@click.option("--node-name", envvar="NODE_NAME", required=True, help="Name of this machine's Node object.")
+@click.option("--kubeconfig", envvar="KUBECONFIG", help="A kubeconfig. [default: in-cluster]")
 @click.option(
     "--run-dir",
     default="/run/podwire",
     type=click.Path(path_type=Path),
     show_default=True,
-    help="of the status file that `podwire status` reads",
+    help="Of the status file that `podwire status` reads.",
 )
-@click.option("--uplink", default="", help="the link to clients and other nodes [of the default route]")
+@click.option("--uplink", default="", help="The link to clients and other nodes. [of the default route]")
 def command(node_name: str, kubeconfig: str | None, run_dir: Path, uplink: str) -> None:
     """Answer ARP and Neighbor Discovery for load balancers' addresses, in turn with the other nodes."""
     try:
