@@ -66,7 +66,7 @@ def test_every_row_holds_and_nothing_is_left(lab: DemoLab) -> None:
     ("rule", "test", "detail", "reason"),
     [
         ("ip protocol udp drop", "other-node", "timeout", ""),
-        ("tcp dport 8080 drop", "without-selector", "timeout", "Service"),
+        ("tcp dport 8080 drop", "without-selector", "timeout", "foreign"),
         ("ip length > 1400 drop", "mtu", "packets of 1500 bytes vanish, 1400 pass", ""),
     ],
     ids=["datagrams", "service", "mtu"],

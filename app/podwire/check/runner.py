@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import subprocess
 import sys
 import time
@@ -71,15 +72,16 @@ def explained(options: list[str]) -> Callable[[World, Finding], list[str]]:
         words = [f"{made.space}/{failure.source}", f"{host}:{port}/{protocol}"]
         try:
             done = subprocess.run(
-                [sys.executable, "-m", "podwire.main", "explain", *words, *options],
+                [sys.executable, "-m", "podwire.main", "explain", "--json", *words, *options],
                 capture_output=True,
                 text=True,
                 timeout=patient(20),
                 check=False,
             )
-        except subprocess.TimeoutExpired:
+            found = json.loads(done.stdout)
+        except (subprocess.TimeoutExpired, ValueError):  # it could not look: the row itself says what failed
             return []
-        lines = [line for line in done.stdout.splitlines() if line.startswith(("Service", "verdict", "reason"))]
-        return [f"{failure.source} -> {host}:{port}/{protocol}: {' '.join(line.split())}" for line in lines]
+        reason = " ".join(str(found.get("cause") or found.get("verdict") or "").split())
+        return [f"{failure.source} -> {host}:{port}/{protocol}: {reason}"] if reason else []
 
     return ask

@@ -25,6 +25,7 @@ class Probing:
         self._runner: asyncio.Runner | None = None
         self._stack = contextlib.AsyncExitStack()
         self._world: World | None = None
+        self.left_out: dict[str, str] = {}  # name of a check -> why it cannot be made here
 
     async def _made(self) -> World:
         if self._world is None:
@@ -35,13 +36,14 @@ class Probing:
         return self._world
 
     def rows(self, check: Check) -> Iterator[Row]:
-        """Make a row. A row that is left out is none."""
+        """Make a row. A row that is left out is none, and `left_out` has the reason."""
         if self._runner is None:
             self._runner = asyncio.Runner()
 
         async def work() -> Row | None:
             found = await one(check, await self._made())
             if found.state == "left out":
+                self.left_out[check.name] = found.detail
                 return None
             return Row(check.part, check.name, "probe pods", found.back, found.state == "ok", found.detail)
 

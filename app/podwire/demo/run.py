@@ -109,8 +109,10 @@ class Demo:
                 self.results.append(found)
             found.verdicts[setting] = row
         bad = [r for r in rows if not r.ok]
-        mark = "[red]✗[/red]" if bad else "[green]✓[/green]"
-        self.console.print(f"  {mark} {title} [dim]{time.monotonic() - begin:.1f} s[/dim]", soft_wrap=True)
+        left_out = "" if rows else self.probing.left_out.get(check.name, "")
+        mark = "[red]✗[/red]" if bad else "[yellow]-[/yellow]" if left_out else "[green]✓[/green]"
+        note = f"left out: {left_out}" if left_out else f"{time.monotonic() - begin:.1f} s"
+        self.console.print(f"  {mark} {title} [dim]{note}[/dim]", soft_wrap=True)
         for row in bad:
             self.console.print(
                 f"      {row.sent} from {row.source}: {row.back} {row.detail}",
