@@ -20,6 +20,7 @@ from pathlib import Path
 from podwire_base.patience import patient
 from podwire_base.role import files, logs
 from podwire_base.role.supervisor import Role, Supervisor
+from podwire_dns.heritage import end_spares
 from podwire_node.runtime import Process, read
 
 from . import credentials, network
@@ -142,6 +143,7 @@ def remove(config: ClusterConfig, node: str) -> None:
         for pid, started in (("pid", "started"), ("shim", "shim_started")):
             if found.get(pid) and found.get(started):
                 Process(found[pid], found[started]).signal(signal.SIGKILL)
+    end_spares(folder)  # a DNS server that waits for the next agent
     network.unmake(config, node)
     network.unlink(config.netns(node))
     shutil.rmtree(folder, ignore_errors=True)
