@@ -89,7 +89,7 @@ def build(root: Path) -> list[str]:
     same byte for byte. Raises SchemaMissing.
     """
     definitions = json.loads(source().read_bytes())["$defs"]
-    (root / FOLDER).mkdir(exist_ok=True)
+    (root / FOLDER).mkdir(parents=True, exist_ok=True)
     for path, value in zip(OUTPUTS, split(definitions), strict=True):
         raw = json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
         packed = gzip.compress(raw, mtime=0)

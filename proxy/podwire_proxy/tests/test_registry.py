@@ -28,6 +28,8 @@ PARTS = ("app", "base", "cni", "controlplane", "dns", "proxy")
 ALLOWED = {
     ("cni/podwire_cni/bridgeplugin.py", "nftables"): "a value of a key of the reference bridge plugin",
     ("app/podwire/cluster/config.py", "nftables"): "the default of a setting",
+    ("app/podwire/explain/observe.py", "iptables"): "reads tables of iptables-legacy, whoever wrote them",
+    ("app/podwire/explain/legacy.py", "iptables"): "parses rules of iptables-legacy, whoever wrote them",
     ("proxy/podwire_proxy/config.py", "nftables"): "the default of a setting",
     ("proxy/podwire_proxy/kubeproxyfile.py", "nftables"): "a section of kube-proxy's own format",
     ("proxy/podwire_proxy/kubeproxyfile.py", "iptables"): "a section of kube-proxy's own format",

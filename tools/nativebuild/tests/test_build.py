@@ -12,6 +12,7 @@ from pathlib import Path
 import hatch_build
 import pytest
 
+import kubeschema
 from nativebuild import builder, toolchain, units
 from podwire_base.native import digest
 from podwire_cni.native import attach
@@ -189,4 +190,8 @@ def test_the_hook_hands_on_what_was_built(
     hook.initialize(version, data)
     assert sys.path == path and said == ["podwire-pause is not built"]
     assert data.get("tag") == tag and data.get("pure_python", True) == (tag is None)
-    assert data["artifacts"] == [units.PROGRAMS[0].output, *(unit.missing for unit in EVERYTHING[1:])]
+    assert data["artifacts"] == [
+        *kubeschema.OUTPUTS,
+        units.PROGRAMS[0].output,
+        *(unit.missing for unit in EVERYTHING[1:]),
+    ]
