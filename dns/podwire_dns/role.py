@@ -75,7 +75,7 @@ async def _linger(server: Server, spares: Spares, stop: asyncio.Event) -> None:
     """
     log.warn("the supervisor is gone, serving until the next server takes over", at_most_s=ORPHAN_SECONDS)
     beat.begin(None)
-    server.close_pages()
+    server.rest()
     stop.clear()
     spares.lingering, end = True, time.monotonic() + ORPHAN_SECONDS
     while not spares.dismissed and not stop.is_set() and time.monotonic() < end:

@@ -142,6 +142,13 @@ class Server:
             return await self._succeed()
         self._tasks = [asyncio.create_task(self.follower.run())]
         self._take_pages(self.config, await self._open_pages(self.config))
+        await self._wait_for_zone()
+        if not self.stop.is_set():
+            await self._listen(self.config)
+            self._tasks.append(asyncio.create_task(self._housekeeping()))
+        return self
+
+    async def _wait_for_zone(self) -> None:
         # A sibling server answers, or the client asks again; SERVFAIL from this server would be worse.
         sibling = any(host.has_sibling(address, self.config.port) for address in self.config.addresses())
         waits = [asyncio.create_task(event.wait()) for event in (self._synced, self.stop)]
@@ -149,10 +156,6 @@ class Server:
         await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         for wait in waits:
             wait.cancel()
-        if not self.stop.is_set():
-            await self._listen(self.config)
-            self._tasks.append(asyncio.create_task(self._housekeeping()))
-        return self
 
     async def _succeed(self) -> Server:
         """Starts after a predecessor, whose spare serves until this server has a zone of its own."""
@@ -160,6 +163,8 @@ class Server:
         self._take_pages(self.config, await self._open_pages(self.config))
         while not (self.stop.is_set() or self._synced.is_set()) and self.heritage.alive():
             await asyncio.sleep(HERITAGE_SECONDS)
+        if not (self.stop.is_set() or self._synced.is_set()):
+            await self._wait_for_zone()  # the predecessor died first
         if not self.stop.is_set():
             await self._listen(self.config)
             self._tasks.append(asyncio.create_task(self._housekeeping()))
@@ -357,6 +362,11 @@ class Server:
         for udp in self._udp:
             udp.close(last=self._given is None)
         self.forwarder.close()
+
+    def rest(self) -> None:
+        """Answers from the zone as it is: pages and the feed are the next server's."""
+        self.close_pages()
+        self._tasks[0].cancel()
 
     def close_pages(self) -> None:
         for site, _pages in self._web.values():

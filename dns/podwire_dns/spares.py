@@ -73,8 +73,8 @@ class Spares:
                 spare.kill()
         if self.server.leaving or not self.server.answerer.data.synced or now < self._due:
             return
-        if self.lingering and self.dismissed:
-            return
+        if self.lingering and (self.dismissed or self.spare is not None):
+            return  # the next server waits for this very spare
         if self.spare is None or self._of != wanted:
             self._due = now + AGAIN_SECONDS
             try:
