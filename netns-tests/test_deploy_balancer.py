@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import socket
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -116,9 +117,10 @@ def status(pod: WorkloadPod) -> Object:
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    with Lab() as lab:
-        made = Site(lab, tmp_path_factory.mktemp("balancer"))
+def site() -> Iterator[Site]:
+    with Lab() as lab, tempfile.TemporaryDirectory(prefix="podwire-balancer-") as folder:
+        Path(folder).chmod(0o755)  # the controller is no root
+        made = Site(lab, Path(folder))
         with made.api:
             made.start()
             try:

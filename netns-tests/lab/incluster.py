@@ -317,10 +317,12 @@ class WorkloadPod:
         assert wanted["runAsNonRoot"] and wanted["runAsUser"] > 0
         memory = {volume["name"] for volume in self.spec["volumes"] if "emptyDir" in volume}
         for mount in container["volumeMounts"]:
-            if mount["name"] in memory and "fsGroup" in wanted:
+            if mount["name"] in memory:
                 place = self.path(mount["mountPath"])
-                os.chown(place, 0, wanted["fsGroup"])
-                place.chmod(0o2775)
+                place.chmod(0o777)  # as the kubelet makes it
+                if "fsGroup" in wanted:
+                    os.chown(place, 0, wanted["fsGroup"])
+                    place.chmod(0o2775)
         words = [f"--reuid={wanted['runAsUser']}", f"--regid={wanted['runAsGroup']}", "--clear-groups"]
         if not all(readable_by_others(Path(each)) for each in (sys.prefix, sys.base_prefix, __file__, self.folder)):
             caps.append("+dac_read_search")  # the checkout is root's alone; in an image every user reads podwire
