@@ -198,6 +198,7 @@ def test_every_unit_has_the_sandbox_that_its_work_allows(tmp_path: Path) -> None
         assert service["NoNewPrivileges"] == "yes" and service["ProtectSystem"] == "strict"
     for name in ("podwire-apiserver.service", "podwire-controllers.service"):
         assert found[name]["CapabilityBoundingSet"] == "CAP_NET_BIND_SERVICE"
+        assert "AF_NETLINK" in found[name]["RestrictAddressFamilies"], "the controllers read the default gateway"
     assert "/var/lib/podwire" in found["podwire-apiserver.service"]["ReadWritePaths"]
     assert "ReadWritePaths" not in found["podwire-controllers.service"]
     agent = found["podwire-agent.service"]
