@@ -18,7 +18,7 @@ from lab.cninode import CniNode, ask, peer_server, put_node, wait_until
 from lab.fakeapi import FakeApi
 from lab.netns import Lab, NetNS
 from lab.patience import patient
-from podwire_cni import native
+from podwire_cni import native, readiness
 
 CLIENTS = [
     pytest.param(native.client_path(), id="binary"),
@@ -270,8 +270,9 @@ def test_agent_down(node: CniNode, lab: Lab, client: Path) -> None:
     node.client = client
     assert node.stop() == 0, "SIGTERM is a clean end"
     conf = node.conf("1.1.0")
-    for command, code in (("ADD", 11), ("DEL", 11), ("CHECK", 11), ("STATUS", 50)):
-        answer = node.cni(command, "a", lab.netns("a"), conf)
+    readiness.path(node.run_dir).unlink()
+    for command, code in (("ADD", 11), ("DEL", 11), ("CHECK", 11), ("GC", 11), ("STATUS", 50)):
+        answer = node.cni(command, "a", lab.netns("a"), conf, PODWIRE_CNI_WAIT="0")
         assert (answer.status, answer.body["code"]) == (1, code)
         assert str(node.run_dir / "cni.sock") in answer.body["msg"] and "start the agent" in answer.body["details"]
     assert node.cni("VERSION", "a", None, conf).status == 0
@@ -283,7 +284,7 @@ def test_agent_down(node: CniNode, lab: Lab, client: Path) -> None:
 
 def test_socket_from_the_environment_wins(node: CniNode, lab: Lab) -> None:
     conf = {**node.conf(), "socket": "/nowhere/cni.sock"}
-    assert "/nowhere/cni.sock" in node.cni("ADD", "a", lab.netns("a"), conf).body["msg"]
+    assert "/nowhere/cni.sock" in node.cni("ADD", "a", lab.netns("a"), conf, PODWIRE_CNI_WAIT="0").body["msg"]
     assert node.cni("ADD", "a", lab.netns("b"), conf, PODWIRE_CNI_SOCKET=str(node.run_dir / "cni.sock")).status == 0
 
 
@@ -343,12 +344,13 @@ def test_restart_without_the_api_server(node: CniNode, lab: Lab, tmp_path: Path)
 
 def test_kill_in_the_middle_of_adds_leaks_no_lease(node: CniNode, lab: Lab) -> None:
     pods, agent = [lab.netns(f"p{i}") for i in range(24)], node.agent
+    now = {"PODWIRE_CNI_WAIT": "0"}
     assert agent is not None
     with ThreadPoolExecutor(24) as pool:
-        answers = [pool.submit(node.cni, "ADD", f"p{i}", pod) for i, pod in enumerate(pods[:16])]
+        answers = [pool.submit(node.cni, "ADD", f"p{i}", pod, None, **now) for i, pod in enumerate(pods[:16])]
         wait_until(lambda: len(node.leases()) >= 4, "some leases are written")
         agent.send_signal(signal.SIGSTOP)  # whatever it was doing; present callers must see it die
-        answers += [pool.submit(node.cni, "ADD", f"p{i}", pod) for i, pod in enumerate(pods[16:], 16)]
+        answers += [pool.submit(node.cni, "ADD", f"p{i}", pod, None, **now) for i, pod in enumerate(pods[16:], 16)]
         agent.send_signal(signal.SIGKILL)
         agent.wait()
         done = [a.result() for a in answers]

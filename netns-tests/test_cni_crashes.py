@@ -23,6 +23,7 @@ from lab.cninode import Answer, CniNode, put_node, wait_until
 from lab.counts import STRIDE, some
 from lab.fakeapi import FakeApi
 from lab.netns import Lab, NetNS
+from podwire_cni import readiness
 from podwire_cni.native import is_compiled
 
 ENTRY = {"hostPort": 5300, "containerPort": 53, "protocol": "udp"}
@@ -43,6 +44,7 @@ class CrashNode(CniNode):
         wait_until(lambda: "conflist written" in self.log(), "the agent is ready")
 
     def back(self) -> None:
+        readiness.path(self.run_dir).unlink(missing_ok=True)  # else the plugin itself answers
         wait_until(lambda: self.cni("STATUS", "", None, self.conf("1.1.0")).status == 0, "the agent is back")
 
     def full_conf(self, version: str = "1.1.0", **more: Any) -> dict[str, Any]:
@@ -58,7 +60,7 @@ class CrashNode(CniNode):
 
     def crash_at(self, step: int, command: str, name: str, pod: NetNS, conf: dict[str, Any] | None = None) -> Answer:
         (self.run_dir / "crash").write_text(str(step))
-        answer = self.cni(command, name, pod, conf or self.full_conf())
+        answer = self.cni(command, name, pod, conf or self.full_conf(), PODWIRE_CNI_WAIT="0")
         assert answer.status == 1 and answer.body["code"] == 11, f"step {step}: {answer.out}"
         self.back()
         return answer

@@ -202,6 +202,7 @@ def test_whatever_comes_the_client_says_json(client: Path, command: str, stdin: 
         "CNI_NETNS": str(tmp_path),
         "PATH": os.environ["PATH"],
         "PODWIRE_CNI_SOCKET": "" if b"socket" in stdin else str(tmp_path / "none"),
+        "PODWIRE_CNI_WAIT": "0",
     }
     done = subprocess.run([str(client)], input=stdin, capture_output=True, env=env, check=False)
     said = json.loads(done.stdout.decode())  # strictly UTF-8

@@ -29,7 +29,7 @@ from podwire_base.role import beat, files, hostports, layout, logs
 from podwire_base.role.run import main, stop_event
 from podwire_base.role.status import RoleStatus
 
-from . import conflistfile, managerfiles, nodes, nodetable, overlay, routes, runtimes, tunneltable, wiring
+from . import conflistfile, managerfiles, nodes, nodetable, overlay, readiness, routes, runtimes, tunneltable, wiring
 from .commands import Plugin
 from .firewall import Firewall
 from .hostmanagers import notes
@@ -153,6 +153,7 @@ class Agent:
         self._young = hostlocal.Young()
         self._nodes: set[str] = set()
         self.on_nodes: Callable[[], None] = lambda: None  # is called when a Node came or went
+        self._ready = False
         self._rival = ""  # the file that the runtime reads instead of the conflist
 
     def restore(self) -> None:
@@ -333,6 +334,8 @@ class Agent:
         if self.managers:
             message += "".join(f"; {note}" for note in notes(self.managers.seen(), self.config.uplink))
         message += f"; {self.care.note}" if self.care.note else ""
+        self._ready = not refused
+        self._tell_plugin()
         message += f"; new pods do not come here, the runtime reads {self._rival} first" if self._rival else ""
         self.status.update(
             ready=not refused,
@@ -345,6 +348,19 @@ class Agent:
             mtu=self.node.mtu,
         )
 
+    def _tell_plugin(self) -> None:
+        """Tell the plugin binary that this agent is ready, for the time in which another one replaces it."""
+        try:
+            if self._ready:
+                readiness.tell(self.config.run_dir, self.config.conflist)
+        except OSError as err:
+            log.warn("the plugin cannot be told that the agent is ready", error=str(err))
+
+    async def _telling(self) -> None:
+        while True:
+            await asyncio.sleep(readiness.EACH)
+            self._tell_plugin()
+
     async def follow(self, stop: asyncio.Event, client: ClientConfig) -> None:
         """Run until `stop` is set: sync when Nodes change, and periodically to repair changes that other programs made
         in the kernel.
@@ -354,12 +370,14 @@ class Agent:
 
         def heard(event: Event) -> None:
             if event.type != "MODIFIED" or event.old is None or routes.facts(event.old) != routes.facts(event.object):
+                beat.pending()
                 changed.set()
 
         async with ApiClient(client) as api:
             informer = Informer(api, "/api/v1/nodes", on_event=heard, on_synced=changed.set)
             watching = asyncio.create_task(informer.run())
             stopping = asyncio.create_task(stop.wait())
+            telling = asyncio.create_task(self._telling())
             try:
                 pause = None
                 while not stop.is_set():
@@ -370,13 +388,15 @@ class Agent:
                         watching.result()  # the task ends early only because of a bug in podwire
                     changed.clear()
                     if informer.synced.is_set() and not stop.is_set():
+                        beat.taking()
                         pause = await self._sync(dict(informer.objects))
                         notices.looked((BRIDGE, *overlay.TUNNELS.values(), *self.networks.known), self.config.uplink)
                         await self._tell_pods(api)
             finally:
-                for task in (watching, stopping):
+                self._tell_plugin()
+                for task in (watching, stopping, telling):
                     task.cancel()
-                await asyncio.gather(watching, stopping, return_exceptions=True)
+                await asyncio.gather(watching, stopping, telling, return_exceptions=True)
                 notices.close()
 
     def _sync_in_thread(self, objects: Mapping[str, Object]) -> bool:
@@ -398,8 +418,11 @@ class Agent:
             whole = await asyncio.to_thread(self._sync_in_thread, objects)
         except Exception as err:  # any error may be temporary, and the agent must attach pods meanwhile
             log.error("sync failed", error=str(err), kind=type(err).__name__)
+            self._ready = False
             self.status.update(ready=False, reason="SyncFailed", message=f"{type(err).__name__}: {err}")
             return RETRY_SECONDS
+        if whole:
+            beat.settled()
         return RESYNC_SECONDS if whole else RETRY_SECONDS
 
 

@@ -8,6 +8,7 @@ import contextlib
 import errno
 import json
 import os
+import select
 import socket
 import struct
 import threading
@@ -27,6 +28,7 @@ from .skel import Reply, failure, run
 
 log = logs.get("wiring")
 ANSWER = struct.Struct("=2I")
+DRAIN_SECONDS = 2.0  # for the calls that wait when the agent ends
 WORKERS = 8  # the kernel changes links for one process at a time, so more threads would only wait
 
 
@@ -64,6 +66,10 @@ class Listener:
         with contextlib.suppress(FileNotFoundError):
             if self.path.stat().st_ino == self._inode:  # a new agent may have put its own socket there
                 self.path.unlink()
+        # calls that wait in the queue would break off, and a runtime would see a pod's start fail
+        end = time.monotonic() + DRAIN_SECONDS
+        while select.select([self._sock], [], [], 0)[0] and time.monotonic() < end:
+            time.sleep(0.001)
         self._sock.shutdown(socket.SHUT_RDWR)
         for worker in self._workers:
             worker.join()

@@ -23,6 +23,7 @@
 #include <sys/socket.h>
 #include <sys/time.h>
 #include <sys/un.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "json.h"
@@ -34,6 +35,9 @@
 #define ANSWER_SECONDS                                                                             \
 	120 /* kubelet gives a sandbox 4 minutes; an agent that hangs this long is as good as dead \
 	     */
+#define WAIT_SECONDS 30 /* of ADD and DEL for an agent that is being replaced */
+#define READY_SECONDS 60 /* STATUS answers well that long after the agent was ready */
+#define WAIT_TURN_US 20000
 #define POD_NETNS 1u
 #define TRY_AGAIN_LATER 11 /* CNI spec, "Error": well-known codes */
 #define INVALID_ENVIRONMENT 4
@@ -275,6 +279,99 @@ static int nothing_to_delete(const char *command)
 	       (!netns || !*netns || (access(netns, F_OK) != 0 && errno == ENOENT));
 }
 
+/* ---- an agent that is being replaced ---- */
+
+/* Seconds of a clock that the agent's process has too, and that goes on while the machine sleeps.
+ */
+static double clock_now(void)
+{
+	struct timespec now;
+	clock_gettime(CLOCK_BOOTTIME, &now);
+	return (double)now.tv_sec + (double)now.tv_nsec / 1e9;
+}
+
+/* How long to wait for an agent. CHECK and GC are repeated anyway, and STATUS has its own answer.
+ */
+static double patience(const char *command)
+{
+	const char *given = getenv("PODWIRE_CNI_WAIT");
+	if (strcmp(command, "ADD") != 0 && strcmp(command, "DEL") != 0)
+		return 0;
+	return given && *given ? strtod(given, NULL) : WAIT_SECONDS;
+}
+
+/* Whether nf_tables has the IPv4 table of this name in our network namespace. The constants are
+ * those of <linux/netfilter/nf_tables.h>: NETLINK_NETFILTER, NFNL_SUBSYS_NFTABLES and
+ * NFT_MSG_GETTABLE, NFTA_TABLE_NAME, NFPROTO_IPV4. */
+static int has_table(const char *name)
+{
+	struct {
+		uint32_t length;
+		uint16_t type, flags;
+		uint32_t sequence, port;
+		uint8_t family, version;
+		uint16_t resource;
+		uint16_t size, kind;
+		char text[32];
+	} ask = {.type = 10 << 8 | 1, .flags = 1, .family = 2, .kind = 1};
+
+	union {
+		uint32_t words[1024];
+
+		struct {
+			uint32_t length;
+			uint16_t type;
+		} head;
+	} told;
+
+	size_t text = strlen(name) + 1;
+	int fd = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, 12);
+	if (fd < 0 || text > sizeof ask.text)
+		return 0;
+	memcpy(ask.text, name, text);
+	ask.size = (uint16_t)(4 + text);
+	ask.length = 24 + (uint32_t)((text + 3) & ~(size_t)3);
+	struct timeval limit = {.tv_sec = 1};
+	setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
+	ssize_t got = send(fd, &ask, ask.length, 0) < 0 ? -1 : recv(fd, &told, sizeof told, 0);
+	close(fd);
+	return got >= 16 && told.head.type == 10 << 8; /* NFT_MSG_NEWTABLE, no error */
+}
+
+static int is_up(const char *link)
+{
+	struct ifreq request = {0};
+	int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	strncpy(request.ifr_name, link, IFNAMSIZ - 1);
+	int found =
+		fd >= 0 && ioctl(fd, SIOCGIFFLAGS, &request) == 0 && (request.ifr_flags & IFF_UP);
+	if (fd >= 0)
+		close(fd);
+	return found;
+}
+
+/* Whether the node is as an agent left it that was ready a moment ago. The agent writes the file
+ * cni/ready beside its socket (cni/readiness.py). A node would be marked NotReady otherwise, and
+ * get a taint, whenever its agent is replaced. */
+static int stands(const char *path)
+{
+	char file[256], leases[256], bridge[IFNAMSIZ] = "", conflist[256] = "";
+	const char *slash = strrchr(path, '/');
+	int folder = slash ? (int)(slash - path) : 0;
+	double at = 0, age;
+	snprintf(file, sizeof file, "%.*s/cni/ready", folder, path);
+	snprintf(leases, sizeof leases, "%.*s/cni/leases", folder, path);
+	FILE *ready = fopen(file, "re");
+	if (!ready)
+		return 0;
+	int words = fscanf(ready, "podwire-ready/1 at=%lf bridge=%15s conflist=%255[^\n]", &at,
+			   bridge, conflist);
+	fclose(ready);
+	age = clock_now() - at;
+	return words == 3 && age >= 0 && age <= READY_SECONDS && access(conflist, F_OK) == 0 &&
+	       access(leases, F_OK) == 0 && is_up(bridge) && has_table("podwire-cni");
+}
+
 /* ---- called as "loopback", the plugin that containerd and CRI-O run besides that of the network
  * ---- */
 
@@ -363,19 +460,38 @@ int main(int argc, char **argv)
 	if (!path || !*path)
 		path = string_key(json, "socket", from_conf, sizeof from_conf) ? from_conf
 									       : DEFAULT_SOCKET;
-	int sock = dial(path);
-	if (sock < 0) {
-		int saved = errno;
-		if (true_key(json, "standalone"))
-			return run_standalone(json, len);
-		if (nothing_to_delete(command))
-			return 0;
-		return agent_down(command, path, "does not listen", saved);
+	double end = clock_now() + patience(command);
+	int again = 1, saved = 0;
+	const char *what = "does not listen";
+	while (again) {
+		int sock = dial(path);
+		if (sock < 0) {
+			saved = errno;
+			if (true_key(json, "standalone"))
+				return run_standalone(json, len);
+			if (nothing_to_delete(command))
+				return 0;
+			again = saved == ENOENT || saved == ECONNREFUSED;
+		} else if (send_request(sock, json, len) != 0) {
+			saved = errno;
+			what = "did not take the request";
+			close(sock);
+		} else {
+			int status = relay_answer(sock);
+			if (status >= 0)
+				return fflush(stdout) == 0 ? status : 1;
+			saved = errno;
+			what = "did not answer";
+			close(sock);
+			/* what an ADD did before its agent died, only a DEL can undo */
+			again = strcmp(command, "DEL") == 0 &&
+				(saved == ECONNRESET || saved == EPIPE);
+		}
+		again = again && clock_now() < end;
+		if (again)
+			usleep(WAIT_TURN_US);
 	}
-	if (send_request(sock, json, len) != 0)
-		return agent_down(command, path, "did not take the request", errno);
-	int status = relay_answer(sock);
-	if (status < 0)
-		return agent_down(command, path, "did not answer", errno);
-	return fflush(stdout) == 0 ? status : 1;
+	if (strcmp(command, "STATUS") == 0 && stands(path))
+		return 0;
+	return agent_down(command, path, what, saved);
 }

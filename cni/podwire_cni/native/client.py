@@ -7,16 +7,21 @@ from __future__ import annotations
 
 import array
 import contextlib
+import errno
+import fcntl
 import json
 import os
 import socket
 import struct
 import sys
+import time
 from typing import Any, NoReturn
 
 DEFAULT_SOCKET = "/run/podwire/cni.sock"
 STANDALONE = "podwire-cni-standalone"
 ANSWER_SECONDS = 120
+WAIT_SECONDS, WAIT_TURN = 30.0, 0.02  # of ADD and DEL for an agent that is being replaced
+READY_SECONDS = 60.0  # STATUS answers well that long after the agent was ready
 VERSIONS = ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"]
 
 
@@ -61,6 +66,37 @@ def not_there(path: str) -> bool:
     return not os.access(path, os.F_OK)
 
 
+def has_table(name: str) -> bool:
+    """Whether nf_tables has the IPv4 table of this name: NFT_MSG_GETTABLE, whose answer is no error."""
+    text = name.encode() + b"\0"
+    attribute = (struct.pack("=2H", 4 + len(text), 1) + text).ljust((4 + len(text) + 3) & ~3, b"\0")
+    body = struct.pack("=2BH", 2, 0, 0) + attribute
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12) as sock:
+        sock.settimeout(1)
+        sock.send(struct.pack("=I2H2I", 16 + len(body), 10 << 8 | 1, 1, 0, 0) + body)
+        return bool(struct.unpack_from("=I2H", sock.recv(4096))[1] == 10 << 8)
+
+
+def is_up(link: str) -> bool:
+    with socket.socket() as sock:
+        answer = fcntl.ioctl(sock, 0x8913, struct.pack("16s24x", link.encode()))  # SIOCGIFFLAGS
+        return bool(struct.unpack_from("16xH", answer)[0] & 1)
+
+
+def stands(path: str) -> bool:
+    """Whether the node is as an agent left it that was ready a moment ago."""
+    folder = path.rpartition("/")[0]
+    try:
+        with open(f"{folder}/cni/ready") as file:
+            head, at, bridge, conflist = file.read().rstrip("\n").split(" ", 3)
+        age = time.clock_gettime(time.CLOCK_BOOTTIME) - float(at.removeprefix("at="))
+        fresh = head == "podwire-ready/1" and 0 <= age <= READY_SECONDS
+        missing = not_there(conflist.removeprefix("conflist=")) or not_there(f"{folder}/cni/leases")
+        return fresh and not missing and is_up(bridge.removeprefix("bridge=")) and has_table("podwire-cni")
+    except (OSError, ValueError):
+        return False
+
+
 def main() -> int:
     if sys.argv[1:2] == ["--install"]:
         os.execvp(STANDALONE, sys.argv)
@@ -82,28 +118,39 @@ def main() -> int:
         print(json.dumps({"cniVersion": version, "supportedVersions": VERSIONS}))
         return 0
     path = os.environ.get("PODWIRE_CNI_SOCKET") or str(conf.get("socket") or DEFAULT_SOCKET)
-    what = "does not listen"
-    try:
-        with socket.socket(socket.AF_UNIX) as sock:
-            sock.settimeout(ANSWER_SECONDS)
-            try:
-                sock.connect(path)
-            except OSError:
-                if conf.get("standalone") is True:
-                    _standalone(str(conf.get("pythonPlugin") or STANDALONE), stdin, version)
-                if command == "DEL" and not_there(os.environ.get("CNI_NETNS", "")):
-                    return 0  # as in client.c: the agent releases the leases at its start
-                raise
-            what = "did not answer"
-            status, text = ask(sock, stdin)
-    except OSError as err:
-        fail(
-            version,
-            50 if command == "STATUS" else 11,
-            f"podwire-cni: the node's wiring agent {what} at {path}: {err}",
-            "start the agent of this node (podwire agent, or podwire wiring), or set PODWIRE_CNI_SOCKET or the key "
-            f'"socket" of the network configuration to its socket; then the runtime tries {command} again',
-        )
+    waits = float(os.environ.get("PODWIRE_CNI_WAIT") or WAIT_SECONDS) if command in ("ADD", "DEL") else 0.0
+    end = time.monotonic() + waits
+    while True:
+        what, again = "does not listen", False
+        try:
+            with socket.socket(socket.AF_UNIX) as sock:
+                sock.settimeout(ANSWER_SECONDS)
+                try:
+                    sock.connect(path)
+                except OSError as err:
+                    if conf.get("standalone") is True:
+                        _standalone(str(conf.get("pythonPlugin") or STANDALONE), stdin, version)
+                    if command == "DEL" and not_there(os.environ.get("CNI_NETNS", "")):
+                        return 0  # as in client.c: the agent releases the leases at its start
+                    again = err.errno in (errno.ENOENT, errno.ECONNREFUSED)
+                    raise
+                # what an ADD did before its agent died, only a DEL can undo
+                what, again = "did not answer", command == "DEL"
+                status, text = ask(sock, stdin)
+                break
+        except OSError as err:
+            if again and time.monotonic() < end:
+                time.sleep(WAIT_TURN)
+                continue
+            if command == "STATUS" and stands(path):
+                return 0
+            fail(
+                version,
+                50 if command == "STATUS" else 11,
+                f"podwire-cni: the node's wiring agent {what} at {path}: {err}",
+                "start the agent of this node (podwire agent, or podwire wiring), or set PODWIRE_CNI_SOCKET or the key "
+                f'"socket" of the network configuration to its socket; then the runtime tries {command} again',
+            )
     sys.stdout.buffer.write(text)
     return status
 
