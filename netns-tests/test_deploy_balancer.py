@@ -4,7 +4,9 @@ of its roles and no more capabilities than its manifests say."""
 from __future__ import annotations
 
 import json
+import os
 import socket
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -18,8 +20,12 @@ from lab.cninode import wait_until
 from lab.incluster import ACCOUNTS, AGENT, GuardedApi, WorkloadPod, rights_of
 from lab.netns import Lab, NetNS
 from podwire.tests import kustomize
+from podwire_base.kube import loadbalancer as lb
+from podwire_base.kube.errors import StatusError
 from podwire_base.kube.meta import Object
+from podwire_base.kube.registry import of
 from podwire_base.testing import recorded
+from podwire_controlplane.server.objects import Scope
 from podwire_proxy.l2.election import rank
 
 OVERLAY = Path(__file__).resolve().parents[1] / "deploy" / "overlays" / "load-balancer-only"
@@ -92,6 +98,22 @@ class Site:
             time.sleep(0.05)
         return ""
 
+    def podwire(self, pod: WorkloadPod, *words: str) -> str:
+        """The output of a command inside a pod, with the rights of its service account."""
+        env = {"PODWIRE_SERVICE_ACCOUNT_DIR": str(pod.account), "PODWIRE_API_SERVERS": f"https://{CONTROL}:6443"}
+        env["PATH"] = os.environ["PATH"]
+        return pod.ns.run([f"{sys.prefix}/bin/podwire", *words], env=env, check=False).stdout
+
+    def delete(self, name: str) -> None:
+        self.api.do(self.api.objects.delete(Scope(of("Service"), "default", name), {}))
+
+    def exists(self, name: str) -> bool:
+        try:
+            self.api.get("Service", name, "default")
+        except StatusError:
+            return False
+        return True
+
     def until(self, condition: Callable[[], object], what: str, seconds: float = 20) -> None:
         try:
             wait_until(condition, what, seconds)
@@ -149,10 +171,12 @@ def test_the_rights_are_what_is_used_and_nothing_more(site: Site) -> None:
     site.balancer("local", externalTrafficPolicy="Local")  # so that responders need the nodes of endpoints
     # so that the controller must report that it is in no pool
     site.balancer("elsewhere", loadBalancerIP="198.51.100.1")
+    found = site.podwire(site.nodes["n1"], "status", "-o", "json", "--wait=30")  # list of the Leases
+    assert [set(n["roles"]) for n in json.loads(found)["nodes"]] == [{"lb"}, {"lb"}]
     for account in (AGENT, GIVER):
         asked, granted = site.api.asked[account], site.api.granted[account]
         site.until(partial(set.issuperset, asked, granted), "all are used")
-        assert asked == granted
+        assert {right for right in asked if right != ("list", "", "pods") or account == GIVER} == granted
 
 
 def test_another_node_takes_over_and_it_comes_back(site: Site) -> None:
@@ -186,3 +210,37 @@ def test_a_right_that_is_missing_is_told(site: Site) -> None:
     finally:
         site.api.granted[AGENT] = granted
     site.until(lambda: status(pod)["ready"], "it goes on by itself")
+
+
+def test_no_service_stays_terminating(site: Site, tmp_path: Path) -> None:
+    """The finalizer is set with the right to patch services/status alone, and taken off by the controller, or by
+    deploy/cleanup once the controller is gone. That of another controller stays.
+    """
+    site.balancer("first")
+    site.balancer("second")
+    for name in ("first", "second"):
+        site.until(lambda name=name: site.given(name), "it has an address")  # type: ignore[misc]  # bound
+        assert site.api.get("Service", name, "default")["metadata"]["finalizers"] == [lb.FINALIZER]
+    assert site.exists("elsewhere") and "finalizers" not in site.api.get("Service", "elsewhere", "default")["metadata"]
+    site.delete("first")
+    site.until(lambda: not site.exists("first"), "the controller lets it go")
+    assert site.controller.stop() == 0
+    site.delete("second")
+    site.balancer("foreign", loadBalancerClass="example.com/other")
+    site.api.patch("Service", "foreign", "default", {"metadata": {"finalizers": [lb.FINALIZER]}})
+    time.sleep(0.5)
+    assert site.exists("second"), "nobody is there to take it off"
+    objects = kustomize.build(OVERLAY.parents[1] / "cleanup")
+    account = f"{ACCOUNTS}podwire-cleanup"
+    site.api.granted[account] = rights_of("podwire-cleanup", objects)
+    site.api.replace_token("cleanup", account)
+    job = WorkloadPod(site.controller.ns, "controller", CONTROLLER, objects, tmp_path, site.api, "Job")
+    job.write_account("cleanup")
+    (container,) = job.spec["containers"]
+    said = site.podwire(job, *container["args"])
+    assert "Service default/second" in said and "foreign" not in said, said
+    site.until(lambda: not site.exists("second"), "it is gone")
+    assert site.api.get("Service", "foreign", "default")["metadata"]["finalizers"] == [lb.FINALIZER]
+    assert site.given("web"), "addresses stay until another controller writes its own"
+    assert site.api.asked[account] == site.api.granted[account]
+    site.run(site.controller)

@@ -12,6 +12,7 @@ import click
 from podwire_base.kernel.netns import call_in
 from podwire_base.kube.errors import ConfigError
 from podwire_proxy import backends
+from podwire_proxy.backend import NotGone
 from podwire_proxy.hostfacts import leftovers
 
 from ..cluster.config import ClusterConfig
@@ -21,7 +22,8 @@ from ..explain import lookup, onnode, sending
 from ..explain.ask import explain
 from ..explain.names import BadName
 from ..explain.steps import Unreachable
-from .common import Failed, kubeconfig_option
+from ..release import release
+from .common import Failed, kubeconfig_option, with_api
 from .pods import cluster_option, find_cluster
 
 HERE = "/proc/self/ns/net"
@@ -182,15 +184,32 @@ def _for_downgrade(place: Place, run_dir: Path) -> None:
     show_default=True,
     help="The agent's, for --for-downgrade.",
 )
+@click.option(
+    "--load-balancers",
+    is_flag=True,
+    help="Take podwire's finalizer off all Services of the cluster instead, so that none stays Terminating.",
+)
+@click.option("--kubeconfig", envvar="KUBECONFIG", help="For --load-balancers; default: as for `podwire status`.")
 @cluster_option
 @former_name
 def cleanup(
-    dry_run: bool, node: str | None, netns: str | None, cluster: str | None, for_downgrade: bool, run_dir: Path
+    dry_run: bool,
+    node: str | None,
+    netns: str | None,
+    cluster: str | None,
+    for_downgrade: bool,
+    run_dir: Path,
+    load_balancers: bool,
+    kubeconfig: str | None,
 ) -> None:
     """Remove all rules of the Service proxy from a node's kernel. Services stop being served there.
 
     Stop the proxy first: a running proxy writes its rules again.
     """
+    if load_balancers:
+        for line in with_api(kubeconfig, lambda api: release(api, dry_run=dry_run)):
+            click.echo(line)
+        return
     place = _place(cluster, node, netns)
     if for_downgrade:
         if dry_run:
@@ -202,6 +221,10 @@ def cleanup(
         ours = call_in(place.path, backends.existing)
         for line in ours if dry_run else call_in(place.path, backends.cleanup):
             click.echo(f"{'would remove' if dry_run else 'removed'} {line}")
+    except NotGone as err:
+        for line in err.removed:
+            click.echo(f"removed {line}")
+        raise Failed(str(err)) from err
     except OSError as err:
         raise Failed(f"{place.path}: {err.strerror}; this needs root" if err.strerror else str(err)) from err
     if not ours:

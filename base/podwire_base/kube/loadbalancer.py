@@ -24,6 +24,8 @@ from .meta import Object, annotations_of, name, namespace
 CLASS = "podwire.io/l2"
 CONFIG_NAMESPACE, CONFIG_NAME = "kube-system", "podwire-load-balancer"
 WANTED = "podwire.io/load-balancer-ips"
+GIVEN = "podwire.io/load-balancer-given"  # the addresses that podwire gave; with it, the finalizer is podwire's
+FINALIZER = "service.kubernetes.io/load-balancer-cleanup"  # the one that cloud controllers use
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
@@ -157,6 +159,37 @@ def wanted(service: Object) -> tuple[str, ...]:
     """
     text = annotations_of(service).get(WANTED) or (service.get("spec") or {}).get("loadBalancerIP") or ""
     return tuple(dict.fromkeys(part.strip() for part in str(text).split(",") if part.strip()))
+
+
+def marked(service: Object) -> bool:
+    """Whether podwire gave this Service an address and set the finalizer."""
+    return GIVEN in annotations_of(service)
+
+
+def _metadata(service: Object, given: str | None, finalizers: list[str]) -> Object:
+    """Return a merge patch of the metadata. It replaces the whole list, so it is for the version that was read."""
+    return {
+        "resourceVersion": str(service["metadata"].get("resourceVersion") or ""),
+        "annotations": {GIVEN: given},
+        "finalizers": finalizers or None,
+    }
+
+
+def mark(service: Object, ips: Iterable[str]) -> Object:
+    """Return a merge patch of the metadata of a Service that gets these addresses; {} if none is needed. A finalizer
+    that is there without podwire's annotation is another controller's, and stays its own.
+    """
+    finalizers, given = list(service["metadata"].get("finalizers") or []), ",".join(ips)
+    if marked(service):
+        return {} if annotations_of(service)[GIVEN] == given else {"annotations": {GIVEN: given}}
+    return {} if FINALIZER in finalizers else _metadata(service, given, [*finalizers, FINALIZER])
+
+
+def unmark(service: Object) -> Object:
+    """Return a merge patch of the metadata that takes podwire's finalizer off; {} if it is not podwire's."""
+    if not marked(service):
+        return {}
+    return _metadata(service, None, [f for f in service["metadata"].get("finalizers") or [] if f != FINALIZER])
 
 
 def announced(services: Iterable[Object], pools: Pools) -> Iterator[tuple[str, Object]]:

@@ -3,6 +3,10 @@
 A Service's address is recorded only in the Service's status. So a restart of the controller loses no address. The
 controller never assigns an address that is in the status of another Service, or that a Node, a pod, a gateway or the
 API server has, whenever they join. If two Services nevertheless have the same address, the older Service keeps it.
+
+A Service that got an address here has the finalizer of load balancers and an annotation that says so; both go when the
+Service is deleted or is no longer podwire's. They are written through services/status, as cloud controllers do it, so
+the controller needs no right to change Services.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ from functools import lru_cache, partial
 
 from podwire_base.kube import loadbalancer as lb
 from podwire_base.kube.events import event, reference
-from podwire_base.kube.meta import Object, key, name, namespace, seniority, uid
+from podwire_base.kube.meta import Object, annotations_of, deleting, key, name, namespace, seniority, uid
 from podwire_base.kube.occupied import Occupied, kept_of_pod, occupied, of_node, of_pod, of_slice
 
 from .base import Controller, Keys, Snapshot, Write
@@ -138,6 +142,10 @@ def reconcile(wanted: str, snapshot: Snapshot, now: float, others: tuple[str, ..
     have = lb.readable(service)
     target: list[Object]
     problems: list[tuple[str, str]] = []
+    if lb.marked(service) and (deleting(service) or not lb.ours(service, pools)):
+        return [_left(service)]
+    if deleting(service):
+        return []  # no address for a Service that ends
     if service["spec"].get("type") != "LoadBalancer":
         target = []
     elif not pools or not lb.ours(service, pools):
@@ -147,7 +155,9 @@ def reconcile(wanted: str, snapshot: Snapshot, now: float, others: tuple[str, ..
         target = [{"ip": ip, "ipMode": "VIP"} for ip in found]
     changes = [_event(service, "Service", reason, message, now) for reason, message in problems]
     if [(i.get("ip"), i.get("ipMode")) for i in have] != [(i["ip"], i["ipMode"]) for i in target]:
-        body = {"status": {"loadBalancer": {"ingress": target or None}}}
+        body: Object = {"status": {"loadBalancer": {"ingress": target or None}}}
+        if metadata := lb.mark(service, [i["ip"] for i in target]) if target else lb.unmark(service):
+            body["metadata"] = metadata
         changes.insert(
             0,
             Write(
@@ -160,6 +170,16 @@ def reconcile(wanted: str, snapshot: Snapshot, now: float, others: tuple[str, ..
             ),
         )
     return changes
+
+
+def _left(service: Object) -> Write:
+    """Return the end of podwire's part in a Service: without finalizer and annotation, and without the addresses unless
+    another controller has written its own since.
+    """
+    body: Object = {"metadata": lb.unmark(service)}
+    if set(_ips(service)) <= set(annotations_of(service)[lb.GIVEN].split(",")):
+        body["status"] = {"loadBalancer": {"ingress": None}}
+    return Write("status", "Service", namespace(service), name(service), body, "given back, finalizer taken off")
 
 
 def _touched(obj: Object, snapshot: Snapshot) -> Keys:

@@ -103,6 +103,96 @@ def test_addresses(wanted: Object, others: list[Object], expected: tuple[list[st
     assert given_to(wanted, *others) == expected
 
 
+FOREIGN = "example.com/other"
+
+
+def with_finalizers(wanted: Object, *finalizers: str, given: str | None = None, gone: bool = False) -> Object:
+    metadata = {**wanted["metadata"], "finalizers": list(finalizers), "resourceVersion": "7"}
+    metadata["annotations"] = {**metadata["annotations"], **({lb.GIVEN: given} if given is not None else {})}
+    return {**wanted, "metadata": {**metadata, **({"deletionTimestamp": "2026-01-01T00:00:00Z"} if gone else {})}}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "finalizers", "given", "addresses"),
+    [
+        # podwire gives an address
+        (with_finalizers(balancer()), [lb.FINALIZER], "192.0.2.16", ["192.0.2.16"]),
+        (with_finalizers(balancer(), FOREIGN), [FOREIGN, lb.FINALIZER], "192.0.2.16", ["192.0.2.16"]),
+        # the finalizer is that of a cloud's controller, which gave an address before
+        (with_finalizers(balancer(), lb.FINALIZER), [lb.FINALIZER], None, ["192.0.2.16"]),
+        # another address than before
+        (
+            with_finalizers(balancer("web", "198.51.100.9"), lb.FINALIZER, given="198.51.100.9"),
+            [lb.FINALIZER],
+            "192.0.2.16",
+            ["192.0.2.16"],
+        ),
+        # deletion, a change of the type, a change of the class, a pool that asks for a class
+        (with_finalizers(balancer("web", "192.0.2.16"), lb.FINALIZER, given="192.0.2.16", gone=True), [], None, []),
+        (
+            with_finalizers(balancer("web", "192.0.2.16"), FOREIGN, lb.FINALIZER, given="192.0.2.16", gone=True),
+            [FOREIGN],
+            None,
+            [],
+        ),
+        (
+            with_finalizers(balancer("web", "192.0.2.16", type="ClusterIP"), lb.FINALIZER, given="192.0.2.16"),
+            [],
+            None,
+            [],
+        ),
+        (
+            with_finalizers(balancer("web", "192.0.2.16", loadBalancerClass=FOREIGN), lb.FINALIZER, given="192.0.2.16"),
+            [],
+            None,
+            [],
+        ),
+        # the other controller has written its address already
+        (
+            with_finalizers(
+                balancer("web", "203.0.113.9", loadBalancerClass=FOREIGN), lb.FINALIZER, given="192.0.2.16"
+            ),
+            [],
+            None,
+            ["203.0.113.9"],
+        ),
+    ],
+)
+def test_the_finalizer_comes_and_goes_with_podwires_address(
+    wanted: Object, finalizers: list[str], given: str | None, addresses: list[str]
+) -> None:
+    (change,) = [c for c in changes(wanted, config()) if c.verb == "status"]
+    after = merge(wanted, change.obj)
+    assert (after["metadata"].get("finalizers") or []) == finalizers
+    assert (after["metadata"].get("annotations") or {}).get(lb.GIVEN) == given
+    assert [i["ip"] for i in (after["status"]["loadBalancer"].get("ingress") or [])] == addresses
+    if "finalizers" in change.obj.get("metadata", {}):
+        assert change.obj["metadata"]["resourceVersion"] == "7", "a list is replaced whole, so not blindly"
+    assert not [c for c in changes(after, config()) if c.verb == "status"], "and it is settled"
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        with_finalizers(balancer(loadBalancerClass=FOREIGN), lb.FINALIZER),
+        with_finalizers(balancer("web", "203.0.113.9", loadBalancerClass=FOREIGN), lb.FINALIZER, gone=True),
+        with_finalizers(balancer("web", "192.0.2.16"), lb.FINALIZER, given="192.0.2.16"),
+        with_finalizers(balancer("web", "192.0.2.16"), FOREIGN, gone=True),
+        with_finalizers(balancer(), gone=True),
+    ],
+)
+def test_another_controllers_finalizer_is_never_touched(wanted: Object) -> None:
+    assert not changes(wanted, config())
+
+
+def test_without_pools_a_service_can_still_be_deleted() -> None:
+    gone = with_finalizers(balancer("web", "192.0.2.16"), lb.FINALIZER, given="192.0.2.16", gone=True)
+    (change,) = changes(gone)
+    assert change.obj["metadata"]["finalizers"] is None
+    kept = with_finalizers(balancer("web", "192.0.2.16"), lb.FINALIZER, given="192.0.2.16")
+    assert not changes(kept), "the pools may come back"
+
+
 @pytest.mark.parametrize("status", ["x", *({"loadBalancer": part} for part in ("x", {"ingress": 5}, {"ingress": [5]}))])
 def test_a_status_that_cannot_be_read_keeps_nobody_from_an_address(status: Any) -> None:
     strange = {**balancer("strange"), "status": status}
