@@ -470,6 +470,24 @@ def test_the_first_container_is_meant_where_none_is_named(lab: DemoLab) -> None:
     lab.run_tool("delete", "pod", "two")
 
 
+def _status(lab: DemoLab, *words: str) -> tuple[int, Object]:
+    done = subprocess.run(
+        [sys.executable, "-m", "podwire.main", "status", "-o", "json", *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=patient(60),
+        env=lab.environment,
+    )
+    found: Object = json.loads(done.stdout)
+    return done.returncode, found
+
+
+def _reported(lab: DemoLab, node: str) -> Object:
+    """The conditions that the node agent publishes, for those who do not sit at this machine."""
+    return {c["type"]: c for c in lab.get("Node", node)["status"]["conditions"]}
+
+
 def test_status_says_which_role_is_not_running(lab: DemoLab) -> None:
     node = lab.config.node_names()[-1]
     supervisor = lab.supervised(None, node)
@@ -479,20 +497,62 @@ def test_status_says_which_role_is_not_running(lab: DemoLab) -> None:
         os.kill(role, signal.SIGKILL)
 
         def said() -> bool:
-            done = subprocess.run(
-                [sys.executable, "-m", "podwire.main", "status", "--json"],
-                capture_output=True,
-                text=True,
-                check=True,
-                env=lab.environment,
-            )
-            row = next(n for n in json.loads(done.stdout)["nodes"] if n["name"] == node)
-            return not row["roles"]["dns"]["ready"] and all(row["roles"][r]["ready"] for r in ("proxy", "wiring"))
+            code, found = _status(lab)
+            row = next(n for n in found["nodes"] if n["name"] == node)
+            reason = any(p.startswith(f"dns on {node}: NotRunning") for p in found["problems"])
+            return code == 1 and reason and all(row["roles"][r]["ready"] for r in ("proxy", "wiring"))
 
         wait_for(said, 15)
     finally:
         os.kill(supervisor, signal.SIGCONT)
     wait_for(lambda: lab.supervised(node, "dns") not in (0, role), 15)
+    assert _status(lab, "--wait=30")[0] == 0
+
+
+@pytest.mark.parametrize("role", ["proxy", "node"])
+def test_a_role_that_hangs_shows_within_five_seconds(lab: DemoLab, role: str) -> None:
+    node = lab.config.node_names()[0]
+    assert _status(lab, "--wait=30")[0] == 0
+    stopped = lab.supervised(node, role)
+    os.kill(stopped, signal.SIGSTOP)
+    began = time.monotonic()
+    try:
+        told = f"{role} on {node}: NoProgress: no progress for "
+        wait_for(lambda: any(p.startswith(told) for p in _status(lab)[1]["problems"]), 15)
+        assert time.monotonic() - began < patient(5)
+        if role == "proxy":
+            wait_for(lambda: _reported(lab, node)["PodwireProxy"]["reason"] == "NoProgress", 15)
+            assert time.monotonic() - began < patient(6)
+    finally:
+        os.kill(stopped, signal.SIGCONT)
+    assert _status(lab, "--wait=30")[0] == 0, "the watchdog had no time to end it"
+
+
+def test_a_role_that_does_not_hear_the_api_is_behind(lab: DemoLab) -> None:
+    """Its event loop runs and its beat is fresh, but its watches are cut: only a comparison with the API tells."""
+    node = lab.config.node_names()[0]
+    cut = "add table ip t_cut; add chain ip t_cut i { type filter hook input priority 0; }; "
+    cut += "add rule ip t_cut i tcp sport 6443 drop"  # a response would still bring the event if only requests were cut
+    service = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": "t-behind"},
+        "spec": {"ports": [{"port": 80}]},
+    }
+    lab.in_netns(lab.node_netns(node), "nft", cut)
+    try:
+        lab.run_tool("apply", "-f", "-", stdin=json.dumps(service))
+
+        def told() -> bool:
+            code, found = _status(lab)
+            line = next((p for p in found["problems"] if p.startswith(f"proxy on {node}: Behind: ")), "")
+            return code == 1 and "has seen revision" in line
+
+        wait_for(told, 20)
+    finally:
+        lab.in_netns(lab.node_netns(node), "nft", "delete table ip t_cut")
+        lab.run_tool("delete", "service", "t-behind")
+    assert _status(lab, "--wait=60")[0] == 0
 
 
 # ---- nothing is left behind

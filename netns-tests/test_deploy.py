@@ -4,10 +4,13 @@ with an API server of several addresses. And the removal."""
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import socket
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,8 +20,11 @@ from lab.cnicluster import plug
 from lab.cninode import Answer, CniNode, ask, peer_server, wait_until
 from lab.incluster import ACCOUNTS, AGENT, GuardedApi, WorkloadPod, rights_of
 from lab.netns import Lab, NetNS
+from lab.patience import patient
 from podwire.tests import kustomize
+from podwire_base.kube import statuslease
 from podwire_base.kube.meta import Object
+from podwire_base.role.standing import Standing
 from podwire_base.testing import recorded
 
 DEPLOY = Path(__file__).resolve().parents[1] / "deploy"
@@ -170,9 +176,74 @@ def test_the_rights_are_what_is_used_and_nothing_more(cluster: Cluster) -> None:
             healthCheckNodePort=31999,
         )
         asked, granted = cluster.api.asked[AGENT], cluster.api.granted[AGENT]
+        assert _status(cluster)[0] in (0, 1)
         wait_until(lambda: ("create", "", "events") in asked, f"an Event: {cluster.pods['n1'].log()[-2000:]}")
-    wait_until(lambda: asked >= granted, f"all are used: {granted - asked}")
-    assert asked == granted
+    wait_until(lambda: asked >= granted, f"all are used: {granted - asked}", 30)
+    assert asked - {("list", "", "pods")} == granted, "`podwire status` asks for pods too, and does without them"
+
+
+def _status(cluster: Cluster, *words: str) -> tuple[int, Object]:
+    """`podwire status` inside the agent's pod of n1, with the rights of its service account."""
+    pod = cluster.pods["n1"]
+    env = {
+        "PATH": os.environ["PATH"],
+        "PODWIRE_SERVICE_ACCOUNT_DIR": str(pod.account),
+        "PODWIRE_API_SERVERS": f"https://{CONTROL[0]}:6443",
+    }
+    done = pod.ns.run([f"{sys.prefix}/bin/podwire", "status", "-o", "json", *words], env=env, check=False)
+    assert done.stdout, done.stderr
+    found: Object = json.loads(done.stdout)
+    return done.returncode, found
+
+
+def test_one_command_shows_the_roles_of_all_nodes(cluster: Cluster) -> None:
+    """Each agent publishes a Lease with its own rights; a role that hangs on another node shows within seconds."""
+    code, found = _status(cluster, "--wait=40")
+    assert code == 0, found["problems"]
+    roles = {"wiring", "proxy", "dns-feeder", "dns"}
+    assert [set(n["roles"]) for n in found["nodes"]] == [roles, roles]
+    assert found["nodes"][1]["source"] == "Lease podwire-n2, signed by podwire-n2-x7k2p"
+    assert found["nodes"][1]["roles"]["proxy"]["figures"]["services"] >= 1
+    assert found["pods"] is None and "forbidden" in found["unreadable"]["pods"].lower()
+    state = json.loads((cluster.pods["n2"].path("/run/podwire") / "agent.json").read_text())
+    hangs = state["roles"]["proxy"]["pid"]
+    os.kill(hangs, signal.SIGSTOP)
+    began = time.monotonic()
+    try:
+        told = "proxy on n2: NoProgress: no progress for"
+        wait_until(lambda: any(p.startswith(told) for p in _status(cluster)[1]["problems"]), "it shows")
+        assert time.monotonic() - began < patient(7)
+    finally:
+        os.kill(hangs, signal.SIGCONT)
+    assert _status(cluster, "--wait=30")[0] == 0
+
+
+def test_a_forged_or_old_report_is_shown_as_what_it_is(cluster: Cluster) -> None:
+    """The agent of n2 is stopped, and a taken agent writes its Lease."""
+    agent = cluster.pods["n2"].process
+    assert agent is not None
+    state = json.loads((cluster.pods["n2"].path("/run/podwire") / "agent.json").read_text())
+    reporter = state["roles"]["status"]["pid"]
+    os.kill(agent.pid, signal.SIGSTOP)  # or it would start the role again
+    os.kill(reporter, signal.SIGSTOP)
+    try:
+        forged = statuslease.lease(
+            "n2", "evil\x1b[2J", {"proxy": Standing(True, "Ready", "all\x1b]0;x\x07 well")}, time.time() - 100
+        )
+        cluster.api.patch("Lease", "podwire-n2", "kube-system", {k: forged[k] for k in ("metadata", "spec")})
+        code, found = _status(cluster)
+        assert code == 1
+        assert any(p.startswith("n2: its agent's last report is 10") and "evil" in p for p in found["problems"])
+        pod = cluster.pods["n1"]
+        env = {"PODWIRE_SERVICE_ACCOUNT_DIR": str(pod.account), "PODWIRE_API_SERVERS": f"https://{CONTROL[0]}:6443"}
+        page = pod.ns.run(
+            [f"{sys.prefix}/bin/podwire", "status"], env={"PATH": os.environ["PATH"], **env}, check=False
+        ).stdout
+        assert "evil\\x1b[2J" in page and "\x1b" not in page and "\x07" not in page
+    finally:
+        os.kill(reporter, signal.SIGCONT)
+        os.kill(agent.pid, signal.SIGCONT)
+    assert _status(cluster, "--wait=30")[0] == 0
 
 
 def test_a_renewed_token_and_restarts(cluster: Cluster) -> None:

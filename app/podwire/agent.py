@@ -28,7 +28,7 @@ class AgentConfig:
     values for single fields of the roles' Configs (settings.py); they override all other settings. no_pods: network
     namespaces that are no pod's: the machine's, and those of other nodes; a directory stands for its files.
     more_addresses: further InternalIPs of the node (with pods). left: roles that another agent of the node runs, with
-    another run_dir.
+    another run_dir. pod_name: the name of the agent's own pod.
     """
 
     node_name: str
@@ -55,6 +55,7 @@ class AgentConfig:
     no_pods: tuple[str, ...] = ()
     more_addresses: tuple[str, ...] = ()
     left: tuple[str, ...] = ()
+    pod_name: str = ""
 
 
 def dns_config(config: AgentConfig) -> object:
@@ -216,6 +217,15 @@ def _identity(config: AgentConfig) -> None:
     run(IdentityConfig(config.node_name, str(config.kubeconfig), config.run_dir))
 
 
+def _status(config: AgentConfig) -> None:
+    import socket
+
+    from podwire_base.role.reporter import ReporterConfig, run
+
+    holder = config.pod_name or f"the agent on {socket.gethostname()}"
+    run(ReporterConfig(config.node_name, config.kubeconfig, config.run_dir, holder))
+
+
 # role, the name of its process, its work; in the order in which they start
 _TABLE: tuple[tuple[str, str, Callable[[AgentConfig], None]], ...] = (
     ("wiring", "wiring", _wiring),
@@ -230,7 +240,9 @@ def roles(config: AgentConfig) -> list[Role]:
     """Return the node's roles, in the order in which they start."""
     rows = [(name, work) for role, name, work in _TABLE if role in config.roles]
     if config.pods:
-        rows.append(("node", _node))
+        rows.append(("node", _node))  # it publishes the state of the roles as conditions of its Node
+    elif "wiring" not in config.left:  # else the other agent tells of this one's roles too
+        rows.append(("status", _status))
     if config.kubeconfig is not None and JOINED in _text(config.kubeconfig):
         rows.append(("identity", _identity))
     return [

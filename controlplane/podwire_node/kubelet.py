@@ -29,18 +29,12 @@ from .cni_runtime import Attachment, CniFailed, CniRuntime
 from .podspec import NodeDns
 from .podstatus import conditions, new_words
 from .podworker import PodHost, PodWorker
-from .runtime import Process, Sandbox, read, running
+from .roles import ROLES
+from .runtime import Process, Sandbox, read
 
 log = logs.get("node")
 HEARTBEAT = 10.0
 STOP_SECONDS = 5
-ROLES = {
-    "wiring": "PodwireWiring",
-    "proxy": "PodwireProxy",
-    "dns-feeder": "PodwireDnsFeeder",
-    "dns": "PodwireDns",
-    "lb": "PodwireLoadBalancer",
-}
 
 
 @dataclass(frozen=True)
@@ -213,16 +207,9 @@ class Kubelet:
     def _node_status(self, node: Object) -> Object:
         now = time.time()
         wanted: dict[str, tuple[bool, str, str]] = {}
-        stands = rolestatus.read_all(self.config.run_dir)
+        stands = rolestatus.standings(self.config.run_dir, ROLES)
         for role, kind in ROLES.items():
-            row = stands.get(role)
-            alive = row is not None and running(row["pid"])
-            if row is None:
-                wanted[kind] = (False, "NotStarted", "the role has not reported yet")
-            elif not alive:
-                wanted[kind] = (False, "NotRunning", f"process {row['pid']} is gone; last: {row['message']}")
-            else:
-                wanted[kind] = (bool(row["ready"]), row["reason"], row["message"])
+            wanted[kind] = (stands[role].ready, stands[role].reason, stands[role].message)
         network = self.cni.conflist() is not None
         wanted["NetworkUnavailable"] = (not network, "" if network else "NoCNIConfig", "")
         wanted["Ready"] = (

@@ -22,7 +22,7 @@ from podwire_base.kube.client.config import ClientConfig, load
 from podwire_base.kube.client.informer import Informer
 from podwire_base.kube.client.reflector import Event
 from podwire_base.kube.meta import Object
-from podwire_base.role import accept, bugs, layout, logs
+from podwire_base.role import accept, beat, bugs, layout, logs
 from podwire_base.role.run import main, stop_event
 from podwire_base.role.status import RoleStatus
 
@@ -84,6 +84,7 @@ class Feeder:
                 trigger = schema.trigger_time(event.object)
                 if trigger is not None:
                     self._triggers.append((schema.service_of_slice(event.object), trigger))
+            beat.pending()
             if self._timer is None:
                 self._timer = asyncio.get_running_loop().call_later(GATHER_SECONDS, self.push)
 
@@ -92,7 +93,9 @@ class Feeder:
     def push(self) -> None:
         """Renders the changes and sends them to all servers."""
         self._timer = None
+        beat.taking()
         delta = self._flush()
+        beat.settled()
         triggers, self._triggers = self._triggers, []
         if not delta.size:
             return

@@ -233,7 +233,7 @@ class WorkloadPod:
         (daemon,) = [o for o in objects if o["kind"] == kind]
         self.spec = daemon["spec"]["template"]["spec"]
         self.maps = {o["metadata"]["name"]: o["data"] for o in objects if o["kind"] == "ConfigMap"}
-        self.fields = {"spec.nodeName": node, "status.hostIP": address}
+        self.fields = {"spec.nodeName": node, "status.hostIP": address, "metadata.name": f"podwire-{node}-x7k2p"}
         self.account = folder / "account"
         self.processes: dict[str, subprocess.Popen[str]] = {}  # by container
 

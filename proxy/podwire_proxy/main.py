@@ -26,7 +26,7 @@ from podwire_base.kube.client.informer import Informer
 from podwire_base.kube.client.reflector import Event
 from podwire_base.kube.errors import ApiError, ConfigError, Refused
 from podwire_base.kube.shape import misshapen
-from podwire_base.role import layout, logs, web
+from podwire_base.role import beat, layout, logs, web
 from podwire_base.role.run import main, stop_event, until_stopped
 from podwire_base.role.status import RoleStatus
 
@@ -105,6 +105,7 @@ class Proxy:
 
     def _changed(self, *, full: bool = False) -> None:
         self._waiting_since = self._waiting_since or time.monotonic()
+        beat.pending()
         self.pacer.changed(full=full)
         self._wake.set()
 
@@ -184,6 +185,7 @@ class Proxy:
         full = self.pacer.start(time.monotonic())
         if full and self.config.scans_addresses:
             self._read_node()
+        beat.taking()
         delta = self.tracker.flush()
         try:
             done = self.proxier.sync(self.tracker.dataplane, None if full else delta)
@@ -197,6 +199,7 @@ class Proxy:
             return
         self.pacer.done(time.monotonic(), ok=True, full=full)
         self.problem, self._waiting_since = "", 0.0
+        beat.settled()
         self.metrics.synced(full=full, seconds=done.seconds, elements=done.elements, verdicts=done.verdicts)
         for trigger in self._triggers:
             self.metrics.programming.observe(max(0.0, time.time() - trigger))

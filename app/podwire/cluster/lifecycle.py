@@ -25,7 +25,7 @@ from podwire_base.patience import patient
 from podwire_base.role import beat, watching
 from podwire_base.role.supervisor import read_state
 from podwire_controlplane.store.damage import damage, keep_aside
-from podwire_node.kubelet import ROLES
+from podwire_node.roles import ROLES
 
 from . import hopeless
 from .config import BASE, LAYOUT, ClusterConfig

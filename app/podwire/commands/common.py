@@ -139,6 +139,8 @@ def find_kubeconfig(given: str | None, name: str = "") -> str:
         return str(path)
     if given:
         return given
+    if client_config.in_cluster(os.environ):
+        return ""  # the service account of the pod that this process is in
     own = Path("~/.kube/config").expanduser()
     if _kept(_CONTEXT) and own.is_file():
         return str(own)

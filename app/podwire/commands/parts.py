@@ -52,6 +52,9 @@ def setting(flag: str, *names: str, **more: Any) -> Callable[[Callable[..., Any]
     default="",
     help="This node's InternalIP; needed with --pods. [NODE_ADDRESS]",
 )
+@click.option(
+    "--pod-name", envvar=["POD_NAME", "PODWIRE_POD_NAME"], default="", help="Signs the status Lease. [POD_NAME]"
+)
 @setting(
     "--run-dir",
     type=click.Path(path_type=Path),
@@ -163,6 +166,7 @@ def agent_config(
     sets: tuple[str, ...],
     log_files: bool,
     pods: bool,
+    pod_name: str = "",
 ) -> AgentConfig:
     """Return the agent's configuration for the values of the command's options. Raises BadSetting."""
     for option, value in (("--address", address), ("--dns-address", dns_address)):
@@ -192,6 +196,7 @@ def agent_config(
         pods,
         node_cidrs=node_cidr,
         roles=roles,
+        pod_name=pod_name,
         log_files=log_files,
         conf_dir=None if pods else cni_conf_dir,
         host_managers=host_managers,

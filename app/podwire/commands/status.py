@@ -1,173 +1,199 @@
-"""`podwire status`: nodes, pods, Services, and the state of each role on each node."""
+"""`podwire status`: where each role of each node stands, with the reasons first and in the exit status."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from datetime import UTC, datetime
-from typing import Any
+import time
+from collections.abc import Mapping
+from pathlib import Path
 
 import click
 
-from podwire_base.kube import table
+from podwire_base.kube import statuslease
+from podwire_base.kube.client import config as client_config
 from podwire_base.kube.client.http import ApiClient
-from podwire_base.kube.conditions import condition, is_true
-from podwire_base.kube.errors import Refused
-from podwire_base.kube.meta import Object, key, name
-from podwire_base.kube.registry import of
-from podwire_base.kube.unattended import MISSING
+from podwire_base.kube.errors import ApiError, ConfigError, Refused
+from podwire_base.kube.meta import Object
+from podwire_base.role import beat
+from podwire_base.role.standing import HANGS
+from podwire_base.role.status import running, standings
 from podwire_base.role.supervisor import read_state
-from podwire_node.kubelet import ROLES
 
 from .. import compiled
+from ..cluster.config import ClusterConfig
 from ..cluster.lifecycle import clusters
-from .common import kubeconfig_option, make_table, out, print_table, with_api
+from ..statuspage import Report, Seen, from_leases, late, record, text, with_lag
+from .common import Failed, find_kubeconfig, kubeconfig_option
+
+PATHS = {
+    "nodes": "/api/v1/nodes",
+    "pods": "/api/v1/pods",
+    "services": "/api/v1/services",
+    "slices": "/apis/discovery.k8s.io/v1/endpointslices",
+}
+AGAIN = 1.0  # seconds until the second look at a role that seems to lag
+EACH = 1.0  # seconds between two looks of --wait and --watch
 
 
-def _row(kind: str, obj: Object, *titles: str) -> list[str]:
-    now = datetime.now(UTC)
-    cells = {column.title: column for column in table.columns(of(kind))}
-    return [str(cells[title].value(obj, now)) for title in titles]
-
-
-def summary(nodes: list[Object], pods: list[Object], services: list[Object], slices: list[Object]) -> Object:
-    """Return the command's whole output as data (`--json`)."""
-    endpoints: dict[str, list[int]] = {}
-    for found in slices:
-        service = (
-            f"{found['metadata']['namespace']}/{found['metadata'].get('labels', {}).get('kubernetes.io/service-name')}"
-        )
-        counts = endpoints.setdefault(service, [0, 0])
-        for endpoint in found.get("endpoints") or []:
-            counts[0] += bool((endpoint.get("conditions") or {}).get("ready", True))
-            counts[1] += 1
-    return {
-        "nodes": [
-            {
-                "name": name(n),
-                "status": _row("Node", n, "Status")[0],
-                "address": _row("Node", n, "Internal-IP")[0],
-                "podCIDR": n["spec"].get("podCIDR", ""),
-                "pods": sum(p["spec"].get("nodeName") == name(n) for p in pods),
-                "roles": {
-                    role: {
-                        "ready": is_true(n, kind),
-                        "reason": condition(n, kind).get("reason", ""),
-                        "message": condition(n, kind).get("message", ""),
-                    }
-                    for role, kind in ROLES.items()
-                },
-            }
-            for n in nodes
-        ],
-        "pods": [
-            dict(
-                zip(
-                    ("pod", "ready", "status", "restarts", "ip", "node"),
-                    (key(p), *_row("Pod", p, "Ready", "Status", "Restarts", "IP", "Node")),
-                    strict=True,
-                )
-            )
-            for p in pods
-        ],
-        "services": [
-            dict(
-                zip(
-                    ("service", "type", "clusterIP", "ports", "endpoints"),
-                    (
-                        key(s),
-                        *_row("Service", s, "Type", "Cluster-IP", "Port(s)"),
-                        "{}/{}".format(*endpoints.get(key(s), (0, 0))),
-                    ),
-                    strict=True,
-                )
-            )
-            for s in services
-        ],
-    }
-
-
-def _print(data: Object) -> None:
-    nodes = make_table("NODE", "STATUS", "ADDRESS", "POD CIDR", "PODS", *(r.upper() for r in ROLES))
-    for row in data["nodes"]:
-        stands = [
-            "[green]ready[/green]" if r["ready"] else f"[red]{r['reason'] or 'unknown'}[/red]"
-            for r in row["roles"].values()
-        ]
-        nodes.add_row(row["name"], row["status"], row["address"], row["podCIDR"], str(row["pods"]), *stands)
-    roles = make_table("ROLE", "NODE", "STANDS")
-    for row in data["nodes"]:
-        for role, stand in row["roles"].items():
-            roles.add_row(role, row["name"], stand["message"])
-    grids = [nodes, roles]
-    for kind, columns in (
-        ("pods", ("POD", "READY", "STATUS", "RESTARTS", "IP", "NODE")),
-        ("services", ("SERVICE", "TYPE", "CLUSTER-IP", "PORT(S)", "ENDPOINTS")),
-    ):
-        grid = make_table(*columns)
-        for row in data[kind]:
-            grid.add_row(*map(str, row.values()))
-        grids.append(grid)
-    for grid in grids:
-        print_table(grid)
-        out.print()
-
-
-def _processes() -> list[dict[str, Any]]:
-    """Return a row for each supervised process of the clusters on this machine."""
-    rows = []
+def _local(server: str) -> ClusterConfig | None:
+    """Return the cluster of this machine whose API server has this URL."""
     for config in clusters():
-        places = [("machine", config.run_dir / "supervisor.json")]
-        places += [(node, config.node_dir(node) / "agent.json") for node in config.node_names()]
-        for where, path in places:
-            rows += [
-                {"cluster": config.name, "where": where, "process": role, **state}
-                for role, state in read_state(path).items()
-            ]
+        try:
+            if client_config.load(config.kubeconfig).server == server:
+                return config
+        except ConfigError:
+            continue
+    return None
+
+
+def reports(config: ClusterConfig) -> dict[str, Report]:
+    """Return what the files of a cluster of this machine say of the roles of each node."""
+    found = {}
+    for node in config.node_names():
+        folder = config.node_dir(node)
+        state = read_state(folder / "agent.json")
+        restarts = {role: row["restarts"] for role, row in state.items()}
+        found[node] = Report(standings(folder, state, restarts), "this machine")
+    return found
+
+
+def processes(config: ClusterConfig) -> list[dict[str, object]]:
+    """Return a row for each supervised process of the cluster. problem: "" for one that runs and makes progress."""
+    rows: list[dict[str, object]] = []
+    for where, folder, name in [("the machine", config.run_dir, "supervisor.json")] + [
+        (node, config.node_dir(node), "agent.json") for node in config.node_names()
+    ]:
+        state = read_state(folder / name)
+        if not state:
+            what = "cluster" if name == "supervisor.json" else "agent"
+            rows.append({"where": where, "process": what, "pid": 0, "restarts": 0, "problem": "its supervisor is gone"})
+        for role, row in state.items():
+            rows.append({"where": where, "process": role, **row, "problem": _problem(folder, role, row)})
     return rows
 
 
-async def _unattended(api: ApiClient) -> dict[str, int]:
-    """Return kind -> number of objects for each kind that has objects, and for which nothing acts. A server that does
-    not serve a kind has none of it.
-    """
+def _problem(folder: Path, role: str, row: Mapping[str, int]) -> str:
+    if not row["pid"] or not running(row["pid"]):
+        return f"not running now, restarted {row['restarts']} times"
+    found = beat.read(beat.path_of(folder, role))
+    age = time.monotonic() - found.at if found is not None and found.pid == row["pid"] else 0.0
+    return f"no progress for {age:.0f} s; last: {found.did}" if found is not None and age > HANGS else ""
 
-    async def count(kind: str) -> int:
+
+async def _look(api: ApiClient, local: ClusterConfig | None) -> Seen:
+    async def read(path: str, **params: str) -> list[Object] | str:
         try:
-            page = await api.get(of(kind).path(), limit="1")
-        except Refused:
-            return 0
-        return len(page["items"]) + int(page["metadata"].get("remainingItemCount") or 0)
+            items: list[Object] = (await api.get(path, **params))["items"]
+            return items
+        except Refused as error:
+            if error.code in (401, 403):
+                return error.message
+            raise
 
-    counts = await asyncio.gather(*map(count, MISSING))
-    return {kind: number for kind, number in zip(MISSING, counts, strict=True) if number}
+    async with asyncio.TaskGroup() as group:
+        tasks = {kind: group.create_task(read(path)) for kind, path in PATHS.items()}
+        label = f"{statuslease.LABEL}={statuslease.VALUE}"
+        leases = group.create_task(read(statuslease.PATH, labelSelector=label))
+    claims = leases.result()
+    found = {kind: task.result() for kind, task in tasks.items()}
+    lists = {kind: items for kind, items in found.items() if not isinstance(items, str)}
+    if isinstance(claims, str):
+        found["leases"], claims = claims, []
+    return Seen(
+        **lists,
+        reports=reports(local) if local else from_leases(claims, time.time()),
+        processes=processes(local) if local else (),
+        unreadable={kind: why for kind, why in found.items() if isinstance(why, str)},
+    )
+
+
+async def look(api: ApiClient, local: ClusterConfig | None) -> Object:
+    """Return the page as data. A role that seems to lag behind the API is looked at twice."""
+    seen = await _look(api, local)
+    if behind := late(seen):
+        began = time.monotonic()
+        await asyncio.sleep(AGAIN)
+        assert local is not None  # only a cluster of this machine has reports that are read directly
+        later = Seen(seen.nodes, seen.pods, seen.services, seen.slices, reports(local), processes(local))
+        seen = Seen(
+            seen.nodes,
+            seen.pods,
+            seen.services,
+            seen.slices,
+            with_lag(later, behind, time.monotonic() - began),
+            later.processes,
+            seen.unreadable,
+        )
+    return record(seen)
+
+
+async def _until(kubeconfig: str, seconds: float, *, watch: bool, show: str) -> bool:
+    """Print the page once, when all is well or `seconds` are over; or at each change. Returns whether all is well."""
+    end, shown = time.monotonic() + seconds, ""
+    local = None
+    while True:
+        try:
+            config = client_config.load(kubeconfig or None)
+            local = _local(config.server)
+            async with ApiClient(config) as api:
+                body = await look(api, local)
+        except (ApiError, ConfigError, ExceptionGroup) as error:
+            body = {**record(Seen(processes=processes(local) if local else ())), "ok": False}
+            body["problems"] = [f"the API server does not answer: {_cause(error)} ({kubeconfig})", *body["problems"]]
+        waiting = not body["ok"] and time.monotonic() < end
+        page = _page(body, show)
+        if page != shown and (watch or not waiting):
+            if watch and show in ("", "wide"):
+                click.clear()
+            click.echo(page)
+            shown = page
+        if not watch and not waiting:
+            return bool(body["ok"])
+        await asyncio.sleep(EACH)
+
+
+def _cause(error: BaseException) -> str:
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    return getattr(error, "message", "") or str(error)
+
+
+def _page(body: Object, show: str) -> str:
+    if show == "json":
+        return json.dumps(body, indent=2)
+    if show == "yaml":
+        import yaml
+
+        return str(yaml.safe_dump(body, sort_keys=False)).rstrip()
+    lines = text(body, wide=show == "wide")
+    return "\n".join([*lines, *compiled.lines(compiled.missing())])
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
+@click.option("-o", "--output", "show", type=click.Choice(("wide", "json", "yaml")), help="Form of the page.")
+@click.option("--json", "as_json", is_flag=True, help="The same as -o json.")
+@click.option(
+    "--wait",
+    "seconds",
+    type=click.FloatRange(min=0),
+    is_flag=False,
+    flag_value=60,
+    metavar="[SECONDS]",
+    help="Wait until all is well, at most 60 or SECONDS seconds.",
+)
+@click.option("-w", "--watch", is_flag=True, help="Show the page again whenever it changes, until Ctrl-C.")
 @kubeconfig_option
-def status(as_json: bool, kubeconfig: str | None) -> None:
-    """Show nodes, pods, Services, and the state of each role."""
-    paths = ("/api/v1/nodes", "/api/v1/pods", "/api/v1/services", "/apis/discovery.k8s.io/v1/endpointslices")
+def status(show: str | None, as_json: bool, seconds: float | None, watch: bool, kubeconfig: str | None) -> None:
+    """Show where each role of each node stands, and nodes, pods and Services.
 
-    async def work(api: ApiClient) -> tuple[list[list[Object]], dict[str, int]]:
-        lists = await asyncio.gather(*(api.get(path) for path in paths))
-        return [found["items"] for found in lists], await _unattended(api)
-
-    lists, idle = with_api(kubeconfig, work)
-    data = {**summary(*lists), "noController": idle}
-    data["processes"] = _processes()
-    if as_json:
-        click.echo(json.dumps(data, indent=2))
-        return
-    _print(data)
-    for line in compiled.lines(compiled.missing()):
-        out.print(line, highlight=False, markup=False)
-    for kind, count in data["noController"].items():
-        out.print(f"{kind} ({count}): no controller: {MISSING[kind]}", highlight=False, markup=False)
-    restarted = [p for p in data["processes"] if p["restarts"] or not p["pid"]]
-    for row in restarted:
-        out.print(
-            f"{row['process']} on {row['where']}: restarted {row['restarts']} times"
-            + ("" if row["pid"] else ", [red]not running now[/red]")
-        )
+    The exit status is 0 if all is well. Otherwise it is 1, and the reasons are the first lines.
+    """
+    if watch and seconds is not None:
+        raise Failed("--wait ends when all is well and --watch never: give one of them")
+    found = find_kubeconfig(kubeconfig)
+    try:
+        well = asyncio.run(_until(found, seconds or 0, watch=watch, show="json" if as_json else show or ""))
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    raise SystemExit(0 if well else 1)

@@ -193,10 +193,10 @@ def kill_api_server(lab: DemoLab) -> Iterator[Row]:
 def status(lab: DemoLab) -> Iterator[Row]:
     """`podwire status` shows nodes, pods, Services and the state of each role."""
     done = subprocess.run(
-        [sys.executable, "-m", "podwire.main", "status"],
+        [sys.executable, "-m", "podwire.main", "status", f"--wait={patient(20):.0f}"],
         capture_output=True,
         text=True,
-        timeout=patient(30),
+        timeout=patient(40),
         env=lab.environment,
         check=False,
     )

@@ -203,7 +203,7 @@ def test_roles_that_are_not_chosen_do_not_run(tmp_path: Path) -> None:
         return [role.name for role in agent.roles(_config(tmp_path, **more))]
 
     assert names() == ["wiring", "proxy", "dns-feeder", "dns", "lb", "node"]
-    assert names(roles=("dns",), pods=False) == ["dns-feeder", "dns"]
+    assert names(roles=("dns",), pods=False) == ["dns-feeder", "dns", "status"]
     assert [role.log for role in agent.roles(_config(tmp_path, log_files=False))] == [None] * 6
 
 

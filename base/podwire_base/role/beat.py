@@ -3,9 +3,11 @@
 The supervisor reads it and kills a role that makes no progress; probes of a container read it with `podwire-beat`, and
 `podwire status` shows it. The file has one line of SIZE bytes, which is written in place, at most once a second:
 
-    podwire-beat/1 at=5123.25 pid=4711 ready=1 revision=815 did="synced 12 Services"
+    podwire-beat/1 at=5123.25 pid=4711 ready=1 revision=815 written=812 since=5121.5 did="synced 12 Services"
 
-at: seconds of the machine's monotonic clock (CLOCK_MONOTONIC), which all containers share.
+at: seconds of the machine's monotonic clock (CLOCK_MONOTONIC), which all containers share. revision: the last
+resourceVersion that the role has seen in the API; written: the last one whose changes it has carried out, and since:
+when it saw the oldest change that it has not carried out (0: there is none).
 
 A role ticks in its event loop each second and in long work after each batch. Work in a thread is registered, so that
 the loop's ticks do not hide a thread that hangs: the beat has the time of the part that made progress least recently.
@@ -51,6 +53,8 @@ class Beat:
         self._works: dict[int, float] = {}
         self._stuck: dict[str, float] = {}
         self._written = 0.0
+        self._done, self._taken = "", ""  # revisions that are carried out, and that are being carried out
+        self._since = self._newer = 0.0  # the oldest change that is not carried out; the oldest since `taking`
         self._write(self._main)
 
     def tick(self, did: str = "", revision: str = "") -> None:
@@ -66,6 +70,16 @@ class Beat:
             self._works[thread] = now
         if now - self._written >= SECONDS:
             self._write(now)
+
+    def pending(self) -> None:
+        now = time.monotonic()
+        self._since, self._newer = self._since or now, self._newer or now
+
+    def taking(self) -> None:
+        self._taken, self._newer = self.revision, 0.0
+
+    def settled(self) -> None:
+        self._done, self._since = self._taken, self._newer
 
     def tell(self, ready: bool, did: str) -> None:
         """Change readiness, which is written at once."""
@@ -99,13 +113,17 @@ class Beat:
         self._written = now
         at = min([self._main, *self._works.values(), *self._stuck.values()])
         with contextlib.suppress(OSError):  # a beat that is not written ends the role in time
-            os.pwrite(self.fd, line(at, os.getpid(), self.ready, self.revision, self.did), 0)
+            done = self._done if self._since else self.revision
+            os.pwrite(self.fd, line(at, os.getpid(), self.ready, self.revision, self.did, done, self._since), 0)
 
 
-def line(at: float, pid: int, ready: bool, revision: str, did: str) -> bytes:
-    """Returns the content of the file, SIZE bytes."""
-    what = logtext.value(did[:LONGEST])
-    text = f"{HEAD} at={at:.2f} pid={pid} ready={int(ready)} revision={logtext.value(revision[:24])} did={what}"
+def line(
+    at: float, pid: int, ready: bool, revision: str, did: str, written: str | None = None, since: float = 0.0
+) -> bytes:
+    """Returns the content of the file, SIZE bytes. written None: the revision."""
+    seen, done = (text if text.isascii() and text.isalnum() else '""' for text in (revision[:24], (written or "")[:24]))
+    text = f"{HEAD} at={at:.2f} pid={pid} ready={int(ready)} revision={seen}"
+    text += f" written={seen if written is None else done} since={since:.2f} did={logtext.value(did[:LONGEST])}"
     data = text.encode("ascii", "backslashreplace")
     if len(data) >= SIZE:
         data = text.partition(" did=")[0].encode("ascii", "backslashreplace") + b' did=""'
@@ -119,6 +137,8 @@ class Reading:
     ready: bool
     revision: str
     did: str
+    written: str = ""
+    since: float = 0.0
 
 
 def read(path: Path) -> Reading | None:
@@ -128,7 +148,15 @@ def read(path: Path) -> Reading | None:
         found = dict(word.split("=", 1) for word in words)
         if head != HEAD:
             return None
-        return Reading(float(found["at"]), int(found["pid"]), found["ready"] == "1", found["revision"], found["did"])
+        return Reading(
+            float(found["at"]),
+            int(found["pid"]),
+            found["ready"] == "1",
+            found["revision"],
+            found["did"],
+            found.get("written", ""),  # a role of an earlier version does not tell these two
+            float(found.get("since", 0)),
+        )
     except (OSError, ValueError, KeyError):
         return None
 
@@ -161,6 +189,26 @@ def tick(did: str = "", revision: str = "") -> None:
 def stuck(part: str, since: float | None) -> None:
     if _current is not None:
         _current.stuck(part, since)
+
+
+def pending() -> None:
+    """Tell that the API changed something which this role has to carry out. A bare revision is not enough: many changes
+    of objects concern a role not at all.
+    """
+    if _current is not None:
+        _current.pending()
+
+
+def taking() -> None:
+    """Tell that the role begins to carry out what it has seen until now."""
+    if _current is not None:
+        _current.taking()
+
+
+def settled() -> None:
+    """Tell that what was seen before the last `taking` is carried out."""
+    if _current is not None:
+        _current.settled()
 
 
 def tell(ready: bool, did: str) -> None:

@@ -28,6 +28,11 @@ def value(given: object) -> str:
     return text
 
 
+def printable(text: str) -> str:
+    """Returns the text with escapes for the characters that a terminal would obey, as text of others may have."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def _json(given: object) -> str:
     return json.dumps(given, default=str)  # in ASCII: everything else is escaped
 

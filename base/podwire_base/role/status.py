@@ -10,12 +10,13 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from . import beat, files
 from .run import notify
+from .standing import Standing, standing
 
 
 class RoleStatus:
@@ -62,4 +63,26 @@ def read_all(run_dir: Path) -> dict[str, dict[str, Any]]:
             found[path.stem] = json.loads(path.read_text())
         except (OSError, ValueError):
             continue
+    return found
+
+
+def running(pid: int) -> bool:
+    """Whether a process runs: it exists and is no zombie."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] not in "ZX"
+    except (OSError, IndexError):
+        return False
+
+
+def standings(run_dir: Path, roles: Iterable[str], restarts: Mapping[str, int] | None = None) -> dict[str, Standing]:
+    """Returns role -> where it stands on this node, for `roles` and for every other role of the run directory.
+
+    restarts: role -> how often its supervisor started it again.
+    """
+    rows, now, found = read_all(run_dir), time.monotonic(), {}
+    for role in dict.fromkeys((*roles, *rows)):
+        row, seen = rows.get(role), beat.read(beat.path_of(run_dir, role))
+        pid = int(row.get("pid") or 0) if row is not None else seen.pid if seen is not None else 0
+        found[role] = standing(row, seen, now, alive=running(pid), restarts=(restarts or {}).get(role, 0))
     return found

@@ -234,6 +234,12 @@ def from_service_account(folder: Path, env: Mapping[str, str], servers: str = ""
     )
 
 
+def in_cluster(env: Mapping[str, str]) -> bool:
+    """Whether this process is in a pod that has a service account."""
+    folder = Path(env.get(ACCOUNT_DIR) or DEFAULT_ACCOUNT_DIR)
+    return bool(env.get("KUBERNETES_SERVICE_HOST") or env.get(SERVERS)) and (folder / "token").exists()
+
+
 def load(
     kubeconfig: str | Path | None, *, folder: Path | None = None, servers: str | None = None, context: str = ""
 ) -> ClientConfig:

@@ -1,0 +1,313 @@
+"""The content of `podwire status`: what the API and the nodes said, as one record, and that record as text. Pure."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from podwire_base.kube import statuslease
+from podwire_base.kube.conditions import condition, is_true
+from podwire_base.kube.meta import Object, key, labels, name
+from podwire_base.kube.table import COLUMNS
+from podwire_base.role import logtext
+from podwire_base.role.standing import Standing, overtaken
+from podwire_node.roles import ROLES
+
+WIDTH = 80
+AHEAD = 10.0  # seconds by which the clocks of two machines may differ
+LEAST = 14  # columns of the last cell, however wide the others are
+# role -> the kinds of objects that it follows whole; a filter leaves out those that it does not
+FOLLOWS = {
+    "wiring": ("nodes",),
+    "proxy": ("services", "slices"),
+    "dns-feeder": ("services", "slices"),
+    "lb": ("nodes", "services"),
+}
+_UNWATCHED = ("service.kubernetes.io/service-proxy-name", "service.kubernetes.io/headless")
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What is known of the roles of one node. source: who says so. at: seconds since 1970 of the report; None: now."""
+
+    roles: Mapping[str, Standing]
+    source: str
+    age: float = 0.0
+    doubts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """Everything that one look found. Lists that the caller may not read are None. processes: rows of the supervisors
+    of this cluster on this machine.
+    """
+
+    nodes: Sequence[Object] | None = None
+    pods: Sequence[Object] | None = None
+    services: Sequence[Object] | None = None
+    slices: Sequence[Object] | None = None
+    reports: Mapping[str, Report] = field(default_factory=dict)
+    processes: Sequence[Mapping[str, object]] = ()
+    unreadable: Mapping[str, str] = field(default_factory=dict)
+
+
+def from_conditions(node: Object) -> Report | None:
+    """Return what the conditions of a Node say of its roles; None if it has no such condition."""
+    found = {
+        role: Standing(is_true(node, kind), row.get("reason", ""), row.get("message", ""))
+        for role, kind in ROLES.items()
+        if (row := condition(node, kind))
+    }
+    return Report(found, "the Node's conditions") if found else None
+
+
+def from_leases(leases: Iterable[Object], now: float) -> dict[str, Report]:
+    """Return node -> what the Lease of its agent says. A Lease is a claim: every agent could have written it."""
+    found = {}
+    for lease in leases:
+        claim = statuslease.read(lease, now)
+        if claim is None:
+            continue
+        doubts = [f"Lease {statuslease.name_of(claim.node)} is not used: {claim.problem}"] if claim.problem else []
+        if claim.age > statuslease.LATE:
+            doubts.append(f"its agent's last report is {claim.age:.0f} s old (by {claim.holder})")
+        if claim.age < -AHEAD:
+            doubts.append(f"its report is dated {-claim.age:.0f} s ahead of this machine's clock (by {claim.holder})")
+        source = f"Lease {statuslease.name_of(claim.node)}, signed by {claim.holder}"
+        found[claim.node] = Report(claim.roles, source, max(claim.age, 0.001), tuple(doubts))
+    return found
+
+
+def newest(seen: Seen, role: str) -> int:
+    """Return the newest resourceVersion of the objects that a role follows; 0 if it cannot be known."""
+    best = 0
+    for kind in FOLLOWS.get(role, ()):
+        for obj in getattr(seen, kind) or ():
+            version = str(obj["metadata"].get("resourceVersion") or "")
+            if role == "proxy" and any(label in labels(obj) for label in _UNWATCHED):
+                continue
+            best = max(best, int(version) if version.isdecimal() else 0)
+    return best
+
+
+def late(seen: Seen) -> dict[tuple[str, str], int]:
+    """Return (node, role) -> the newest revision that the role has not seen, for roles whose beat is read directly."""
+    found = {}
+    for node, report in seen.reports.items():
+        for role, stands in report.roles.items():
+            if report.age == 0 and stands.seen.isdecimal() and 0 < int(stands.seen) < (most := newest(seen, role)):
+                found[node, role] = most
+    return found
+
+
+def with_lag(seen: Seen, behind: Mapping[tuple[str, str], int], seconds: float) -> dict[str, Report]:
+    """Return the reports of a later look, with the roles marked that still have not seen what `late` found before."""
+    return {
+        node: Report(
+            {
+                role: overtaken(stands, behind[node, role], seconds) if (node, role) in behind else stands
+                for role, stands in report.roles.items()
+            },
+            report.source,
+            report.age,
+            report.doubts,
+        )
+        for node, report in seen.reports.items()
+    }
+
+
+def _cells(kind: str, obj: Object, *titles: str) -> list[str]:
+    cells = {c.title: c.cell for c in COLUMNS[kind]}
+    return [str(cells[t](obj)) for t in titles]
+
+
+def _endpoints(slices: Iterable[Object]) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = {}
+    for one in slices:
+        owner = f"{one['metadata']['namespace']}/{labels(one).get('kubernetes.io/service-name')}"
+        counts = found.setdefault(owner, [0, 0])
+        for endpoint in one.get("endpoints") or []:
+            counts[0] += bool((endpoint.get("conditions") or {}).get("ready", True))
+            counts[1] += 1
+    return found
+
+
+def _node(node: Object, report: Report | None, pods: Sequence[Object] | None) -> Object:
+    return {
+        "name": name(node),
+        "status": _cells("Node", node, "Status")[0],
+        "address": _cells("Node", node, "Internal-IP")[0],
+        "podCIDR": (node.get("spec") or {}).get("podCIDR", ""),
+        "pods": None if pods is None else sum(p["spec"].get("nodeName") == name(node) for p in pods),
+        "source": report.source if report else "",
+        "reportAge": report.age if report else None,
+        "doubts": list(report.doubts) if report else [],
+        "roles": {role: stands.as_json() for role, stands in report.roles.items()} if report else {},
+    }
+
+
+def record(seen: Seen) -> Object:
+    """Return the command's whole output as data (`-o json`). ok: all is well; problems: why not, a line each."""
+    reports = {n["metadata"]["name"]: from_conditions(n) for n in seen.nodes or ()} | dict(seen.reports)
+    nodes = [_node(n, reports.get(name(n)), seen.pods) for n in seen.nodes or ()]
+    known = {row["name"] for row in nodes}
+    for stranger in sorted(reports.keys() - known) if seen.nodes is None else ():
+        bare: Object = {"metadata": {"name": stranger}, "spec": {}, "status": {}}
+        nodes.append(_node(bare, reports[stranger], seen.pods))
+    endpoints = _endpoints(seen.slices or ())
+    body: Object = {
+        "nodes": nodes,
+        "pods": _rows(
+            seen.pods,
+            ("pod", "ready", "status", "restarts", "ip", "node"),
+            lambda p: [key(p), *_cells("Pod", p, "Ready", "Status", "Restarts", "IP", "Node")],
+        ),
+        "services": _rows(
+            seen.services,
+            ("service", "type", "clusterIP", "endpoints", "ports"),
+            lambda s: [
+                key(s),
+                *_cells("Service", s, "Type", "Cluster-IP"),
+                "{}/{}".format(*endpoints.get(key(s), (0, 0))),
+                *_cells("Service", s, "Port(s)"),
+            ],
+        ),
+        "processes": [dict(row) for row in seen.processes],
+        "unreadable": dict(seen.unreadable),
+        "reportedBy": sorted({f"{row['source']}, {_age(row['reportAge'])}" for row in nodes if row["reportAge"]}),
+    }
+    found = problems(body, seen.nodes)
+    return {"ok": not found, "problems": found, **body}
+
+
+def _rows(objects: Sequence[Object] | None, names: Sequence[str], cells: object) -> list[Object] | None:
+    make = cells if callable(cells) else list
+    return None if objects is None else [dict(zip(names, make(obj), strict=True)) for obj in objects]
+
+
+def problems(body: Object, nodes: Sequence[Object] | None) -> list[str]:
+    """Return a line for everything that is not well, the widest first: processes, nodes, roles."""
+    found = [f"{what} may not be read: {why}" for what, why in body["unreadable"].items() if what == "nodes"]
+    found += [
+        f"{row['process']} on {row['where']}: {row['problem']}" for row in body["processes"] if row.get("problem")
+    ]
+    objects = {name(n): n for n in nodes or ()}
+    for row in body["nodes"]:
+        node = objects.get(row["name"])
+        if node is not None and not is_true(node, "Ready"):
+            why = condition(node, "Ready")
+            told = ": ".join(text for text in (why.get("reason"), why.get("message")) if text)
+            found.append(f"{row['name']} is {row['status']}" + (f": {told}" if told else ""))
+        found += [f"{row['name']}: {doubt}" for doubt in row["doubts"]]
+        if not row["roles"]:
+            if (
+                not row["doubts"]
+                and (node or {}).get("status", {}).get("nodeInfo", {}).get("operatingSystem") != "windows"
+            ):
+                found.append(f"{row['name']}: no agent of podwire has reported")
+            continue
+        found += [
+            f"{role} on {row['name']}: {stands['reason']}: {stands['message']}"
+            for role, stands in row["roles"].items()
+            if not stands["ready"]
+        ]
+    return found
+
+
+# ---- text
+
+
+def text(body: Object, *, wide: bool = False) -> list[str]:
+    """Return the lines of the page: the reasons first, then a section for nodes, roles, pods and Services."""
+    width = 0 if wide else WIDTH
+    lines: list[str] = []
+    for problem in body["problems"]:
+        lines += _wrapped("! ", _clean(problem), width)
+    lines += [""] if lines else []
+    nodes = []
+    for row in body["nodes"]:
+        well = sum(bool(r["ready"]) for r in row["roles"].values())
+        pods = "?" if row["pods"] is None else str(row["pods"])
+        nodes.append([row["name"], row["status"], row["address"], row["podCIDR"], pods, f"{well}/{len(row['roles'])}"])
+        if wide:
+            nodes[-1].append(f"{row['source'] or 'nobody'}{', ' if row['reportAge'] else ''}{_age(row['reportAge'])}")
+    lines += table(
+        ["NODE", "STATUS", "ADDRESS", "POD CIDR", "PODS", "ROLES READY", *(["REPORTED BY"] if wide else [])],
+        nodes,
+        width,
+    )
+    roles = []
+    for row in body["nodes"]:
+        for role, stands in row["roles"].items():
+            state = "ready" if stands["ready"] else stands["reason"] or "unknown"
+            more = (
+                [_seconds(stands["age"]), _seconds(stands["behind"]), stands["seen"], stands["pid"], stands["restarts"]]
+                if wide
+                else []
+            )
+            roles.append([role, row["name"], state, *map(str, more), stands["message"]])
+    titles = ["BEAT", "BEHIND", "REVISION", "PID", "RESTARTS"] if wide else []
+    lines += ["", *table(["ROLE", "NODE", "STATE", *titles, "MESSAGE"], roles, width)]
+    for kind, columns in (
+        ("pods", ("POD", "READY", "STATUS", "RESTARTS", "IP", "NODE")),
+        ("services", ("SERVICE", "TYPE", "CLUSTER-IP", "ENDPOINTS", "PORT(S)")),
+    ):
+        if body[kind] is None:
+            lines += ["", f"{kind}: not shown, {_clean(body['unreadable'].get(kind, ''))}"]
+        else:
+            lines += ["", *table(list(columns), [_line(row) for row in body[kind]], width)]
+    if body["reportedBy"]:
+        lines += ["", "Reported by (each agent may write all of these):"]
+        for told in body["reportedBy"]:
+            lines += _wrapped("  ", _clean(told), width)
+    restarted = [row for row in body["processes"] if row.get("restarts")]
+    if restarted:
+        lines += ["", *(f"{r['process']} on {r['where']}: restarted {r['restarts']} times" for r in restarted)]
+    return lines
+
+
+def _age(seconds: float | None) -> str:
+    return f"{seconds:.0f} s ago" if seconds else ""
+
+
+def _line(row: Object) -> list[str]:
+    *cells, last = map(str, row.values())
+    return [*cells, last.replace(",", ", ")]  # so that a list of ports can continue on the next line
+
+
+def _seconds(value: float | None) -> str:
+    return "?" if value is None else f"{value:.1f}s"
+
+
+def _clean(told: object) -> str:
+    """Return a text that a node or an object told, without characters that a terminal obeys."""
+    return logtext.printable(str(told))
+
+
+def _wrapped(head: str, told: str, width: int) -> list[str]:
+    if not width or len(head) + len(told) <= width:
+        return [head + told]
+    return textwrap.wrap(head + told, width, subsequent_indent=" " * len(head), break_on_hyphens=False)
+
+
+def table(titles: list[str], rows: list[list[str]], width: int) -> list[str]:
+    """Return aligned lines of at most `width` columns; 0: of any width. The last cell continues on further lines, and a
+    first cell that leaves no room for the others has a line of its own. Nothing is cut.
+    """
+    grid = [titles, *([_clean(cell) for cell in row] for row in rows)]
+    sizes = [max(len(row[i]) for row in grid) for i in range(len(titles) - 1)]
+    if width:
+        room = width - sum(sizes[1:]) - 2 * len(sizes) - min(LEAST, max(len(row[-1]) for row in grid))
+        sizes[0] = min(sizes[0], max(room, len(titles[0])))
+    lines = []
+    for row in grid:
+        cells = list(row[:-1])
+        if len(cells[0]) > sizes[0]:
+            lines.append(cells[0])
+            cells[0] = ""
+        head = "".join(cell.ljust(size) + "  " for cell, size in zip(cells, sizes, strict=True))
+        room = max(LEAST, width - len(head)) if width else max(1, len(row[-1]))
+        first, *more = textwrap.wrap(row[-1], room, break_on_hyphens=False) or [""]
+        lines += [(head + first).rstrip(), *(" " * len(head) + line for line in more)]
+    return lines

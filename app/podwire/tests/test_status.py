@@ -1,0 +1,189 @@
+"""`podwire status`: what files, beats and conditions say of a role, the reasons, and the page in 80 columns. Pure."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from podwire.statuspage import WIDTH, Report, Seen, late, record, table, text, with_lag
+from podwire_base.kube.meta import Object
+from podwire_base.kube.table import COLUMNS
+from podwire_base.role import beat
+from podwire_base.role.standing import BEHIND, HANGS, Standing, standing
+from podwire_base.role.status import standings
+
+ROW = {"pid": 7, "ready": True, "reason": "Ready", "message": "3 Services", "figures": {"services": 3}}
+BEAT = beat.Reading(100.0, 7, True, "815", "synced", "815", 0.0)
+
+
+def node(own: str = "node1", ready: str = "True", **conditions: str) -> Object:
+    rows = [{"type": kind, "status": status, "reason": "R", "message": "why"} for kind, status in conditions.items()]
+    return {
+        "metadata": {"name": own, "resourceVersion": "5"},
+        "spec": {"podCIDR": "10.244.0.0/24"},
+        "status": {"conditions": [{"type": "Ready", "status": ready, "reason": "Kubelet", "message": "hm"}, *rows]},
+    }
+
+
+def seen(**stands: Standing) -> Seen:
+    return Seen([node()], [], [], [], {"node1": Report(stands, "this machine")})
+
+
+@pytest.mark.parametrize(
+    ("row", "reading", "now", "alive", "ready", "reason", "said"),
+    [
+        (ROW, BEAT, 101, True, True, "Ready", "3 Services"),
+        (ROW, BEAT, 100 + HANGS + 1, True, False, "NoProgress", "no progress for 4 s; last: synced"),
+        (ROW, BEAT, 105, False, False, "NotRunning", "process 7 is gone; last: 3 Services"),
+        (ROW, None, 101, True, True, "Ready", "3 Services"),
+        (ROW, replace(BEAT, pid=6, at=1.0), 101, True, True, "Ready", "3 Services"),  # of the process before
+        (ROW, replace(BEAT, since=99.0), 101, True, True, "Ready", "3 Services"),
+        (
+            ROW,
+            replace(BEAT, since=90.0, written="811"),
+            101,
+            True,
+            False,
+            "Behind",
+            "11 s: has seen revision 815, carr",
+        ),
+        (
+            {**ROW, "ready": False, "reason": "SyncFailed"},
+            replace(BEAT, since=9),
+            101,
+            True,
+            False,
+            "SyncFailed",
+            "3 S",
+        ),
+        (None, BEAT, 101, True, True, "Ready", "synced"),  # the node agent writes no status file
+        (None, None, 101, False, False, "NotStarted", "not reported"),
+    ],
+)
+def test_where_a_role_stands(
+    row: Any, reading: beat.Reading | None, now: float, alive: bool, ready: bool, reason: str, said: str
+) -> None:
+    found = standing(row, reading, now, alive=alive, restarts=2)
+    assert (found.ready, found.reason) == (ready, reason) and said in found.message and found.restarts == 2
+    assert BEHIND > HANGS
+
+
+def test_files_of_a_node(tmp_path: Path) -> None:
+    (tmp_path / "status").mkdir()
+    (tmp_path / "status" / "proxy.json").write_text(json.dumps({**ROW, "pid": os.getpid()}))
+    beat.path_of(tmp_path, "proxy").write_bytes(beat.line(time.monotonic() - 60, os.getpid(), True, "9", "synced"))
+    (tmp_path / "status" / "dns.json").write_text(json.dumps({**ROW, "pid": 2**22 + 1}))
+    found = standings(tmp_path, ["wiring"], {"proxy": 4})
+    assert {role: s.reason for role, s in found.items()} == {
+        "wiring": "NotStarted",
+        "dns": "NotRunning",
+        "proxy": "NoProgress",
+    }
+    assert (found["proxy"].restarts, found["proxy"].figures, found["proxy"].seen) == (4, {"services": 3}, "9")
+
+
+def test_a_beat_tells_what_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    path = tmp_path / "b"
+    own = beat.Beat(beat.opened(path))
+
+    def tick(revision: str = "") -> beat.Reading:
+        now[0] += 2
+        own.tick("event", revision)
+        found = beat.read(path)
+        assert found is not None
+        return found
+
+    assert (tick("5").written, tick().since) == ("5", 0)
+    own.pending()
+    own.taking()
+    waits = tick("6")
+    own.pending()  # arrives while the first change is carried out
+    assert (waits.revision, waits.since) == ("6", 1004.0)
+    own.settled()
+    after = tick("7")
+    assert (after.revision, after.written, after.since) == ("7", "5", 1006.0)
+    own.taking()
+    own.settled()
+    assert (tick().written, tick().since) == ("7", 0)
+
+
+def test_lag_needs_two_looks() -> None:
+    behind = Standing(True, "Ready", "", seen="815")
+    one = replace(
+        seen(proxy=behind), services=[{"metadata": {"name": "s", "namespace": "d", "resourceVersion": "830"}}]
+    )
+    assert late(one) == {("node1", "proxy"): 830}
+    told = with_lag(one, late(one), 1.2)["node1"].roles["proxy"]
+    assert (told.ready, told.reason) == (False, "Behind") and "815 of 830" in told.message
+    caught_up = replace(one, reports={"node1": Report({"proxy": replace(behind, seen="831")}, "")})
+    assert with_lag(caught_up, late(one), 1.2)["node1"].roles["proxy"].ready
+    other = {"service.kubernetes.io/service-proxy-name": "podwire-dns"}
+    foreign = {"metadata": {"name": "s", "namespace": "d", "resourceVersion": "830", "labels": other}, "spec": {}}
+    assert not late(replace(one, services=[foreign]))
+    assert not late(replace(one, reports={"node1": Report({"proxy": behind}, "a Lease", age=9)})), "an old report"
+
+
+@pytest.mark.parametrize(
+    ("found", "problem"),
+    [
+        (seen(proxy=Standing(True, "Ready", "")), ""),
+        (seen(proxy=Standing(False, "NoProgress", "4 s")), "proxy on node1: NoProgress: 4 s"),
+        (Seen([node(PodwireProxy="False")], [], [], []), "proxy on node1: R: why"),
+        (Seen([node()], [], [], []), "node1: no agent of podwire has reported"),
+        (replace(seen(a=Standing(True, "", "")), nodes=[node(ready="Unknown")]), "node1 is NotReady: Kubelet: hm"),
+        (
+            replace(seen(a=Standing(True, "", "")), processes=[{"process": "x", "where": "y", "problem": "z"}]),
+            "x on y: z",
+        ),
+        (Seen(None, unreadable={"nodes": "403"}), "nodes may not be read: 403"),
+        (replace(seen(a=Standing(True, "", "")), pods=None, unreadable={"pods": "403"}), ""),
+    ],
+)
+def test_all_is_well_or_why_not(found: Seen, problem: str) -> None:
+    body = record(found)
+    assert body["ok"] is (not problem) and body["problems"] == ([problem] if problem else [])
+    assert json.loads(json.dumps(body)) == body
+    assert text(body)[0] == (f"! {problem}" if problem else text(body)[0])
+
+
+@pytest.mark.parametrize(("status", "word"), [("True", "Ready"), ("False", "NotReady"), ("Unknown", "NotReady")])
+def test_a_node_is_written_as_kubernetes_writes_it(status: str, word: str) -> None:
+    cell = {c.title: c.cell for c in COLUMNS["Node"]}["Status"]
+    assert cell(node(ready=status)) == word and cell({"spec": {}, "status": {}}) == "Unknown"
+
+
+def test_the_page_fits_80_columns_and_cuts_nothing() -> None:
+    long = "the kernel refuses table podwire: " + "no space left on device " * 8
+    service = {
+        "metadata": {"name": "a-service-with-a-name-of-some-length", "namespace": "monitoring-system"},
+        "spec": {
+            "type": "LoadBalancer",
+            "clusterIP": "10.96.233.167",
+            "ports": [{"port": p, "nodePort": 30000 + p, "protocol": "TCP"} for p in (80, 443, 8080)],
+        },
+    }
+    page = text(record(replace(seen(proxy=Standing(False, "SyncFailed", long)), services=[service])))
+    assert max(map(len, page)) <= WIDTH
+    assert "".join(page).replace(" ", "").count(long.replace(" ", "")) == 2, "in the reasons and in the section"
+    assert "monitoring-system/a-service-with-a-name-of-some-length" in page
+    wide = text(
+        record(replace(seen(proxy=Standing(False, "SyncFailed", long, age=0.4)), services=[service])), wide=True
+    )
+    assert any(line.endswith(long.strip()) and "0.4s" in line for line in wide)
+
+
+def test_what_a_node_tells_does_not_command_the_terminal() -> None:
+    page = "\n".join(text(record(seen(proxy=Standing(False, "\x1b[2J", "a\rb\u202ec")))))
+    assert "\x1b" not in page and "\r" not in page and "\u202e" not in page and "\\x1b[2J" in page
+
+
+def test_table_without_rows() -> None:
+    assert table(["A", "B"], [], WIDTH) == ["A  B"]

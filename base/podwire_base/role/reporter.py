@@ -1,0 +1,109 @@
+"""The role `status`: publishes where the roles of this node stand in a Lease, so that one command shows all nodes.
+
+It is a role of its own, because it must tell the truth of a role that hangs. It writes when a role's state or words
+change, at most every two seconds, and otherwise every ten seconds with the present figures.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..kube import statuslease
+from ..kube.client import config as client_config
+from ..kube.client.http import ApiClient
+from ..kube.errors import ApiError, Refused
+from . import beat, logs
+from .run import main, stop_event, until_stopped
+from .standing import Standing
+from .status import standings
+from .supervisor import read_state
+
+log = logs.get("status")
+ROLE = "status"
+LOOK, LEAST = 0.5, 2.0  # seconds between two looks, and between two writes
+_NUMBERS = re.compile(r"\d+")
+
+
+@dataclass(frozen=True)
+class ReporterConfig:
+    """holder: who publishes, such as the name of the agent's pod. supervisor: the agent's file of its roles."""
+
+    node_name: str
+    kubeconfig: str | None
+    run_dir: Path
+    holder: str = ""
+
+    @property
+    def supervisor(self) -> Path:
+        return self.run_dir / "agent.json"
+
+
+def words(roles: Mapping[str, Standing]) -> dict[str, tuple[bool, str, str]]:
+    """Return what makes a report news: all but the numbers in messages."""
+    return {role: (s.ready, s.reason, _NUMBERS.sub("#", s.message)) for role, s in roles.items()}
+
+
+class Reporter:
+    def __init__(self, api: ApiClient, config: ReporterConfig) -> None:
+        self.api, self.config = api, config
+        self._version, self._told = "", False
+
+    def look(self) -> dict[str, Standing]:
+        state = read_state(self.config.supervisor)
+        restarts = {role: row["restarts"] for role, row in state.items()}
+        found = standings(self.config.run_dir, state, restarts)
+        return {role: stands for role, stands in found.items() if role != ROLE}
+
+    async def write(self, roles: Mapping[str, Standing]) -> None:
+        """Write the Lease, also over one that somebody else wrote. Raises ApiError."""
+        own = statuslease.name_of(self.config.node_name)
+        path = f"{statuslease.PATH}/{own}"
+        for _ in range(3):
+            try:
+                if not self._version:
+                    self._version = (await self.api.get(path))["metadata"]["resourceVersion"]
+                body = statuslease.lease(self.config.node_name, self.config.holder, roles, time.time(), self._version)
+                self._version = (await self.api.update(path, body))["metadata"]["resourceVersion"]
+                return
+            except Refused as err:
+                self._version = ""
+                if err.code == 404:
+                    made = statuslease.lease(self.config.node_name, self.config.holder, roles, time.time())
+                    self._version = (await self.api.create(statuslease.PATH, made))["metadata"]["resourceVersion"]
+                    return
+                if err.code != 409:
+                    raise
+
+    async def run(self) -> None:
+        sent, last = 0.0, dict[str, tuple[bool, str, str]]()
+        while True:
+            roles = self.look()
+            news, now = words(roles), time.monotonic()
+            if roles and now - sent >= (LEAST if news != last else statuslease.EVERY):
+                sent = now
+                try:
+                    await self.write(roles)
+                    last = news
+                    beat.tell(True, "status published")
+                    self._told = False
+                except ApiError as err:
+                    if not self._told:
+                        log.warn("the status Lease is not written", node=self.config.node_name, error=err.message)
+                    self._told = True
+                    beat.tell(True, f"status not published: {err.message}")  # the others do their work without it
+            await asyncio.sleep(LOOK)
+
+
+async def _main(config: ReporterConfig) -> None:
+    async with ApiClient(client_config.load(config.kubeconfig)) as api:
+        await until_stopped(stop_event(), Reporter(api, config).run())
+
+
+def run(config: ReporterConfig) -> None:
+    """Run until SIGTERM. Raises ConfigError for an unusable kubeconfig."""
+    main(ROLE, _main(config))
