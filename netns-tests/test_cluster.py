@@ -515,14 +515,12 @@ def test_a_role_that_hangs_shows_within_five_seconds(lab: DemoLab, role: str) ->
     assert _status(lab, "--wait=30")[0] == 0
     stopped = lab.supervised(node, role)
     os.kill(stopped, signal.SIGSTOP)
-    began = time.monotonic()
     try:
-        told = f"{role} on {node}: NoProgress: no progress for "
-        wait_for(lambda: any(p.startswith(told) for p in _status(lab)[1]["problems"]), 15)
-        assert time.monotonic() - began < patient(5)
+        time.sleep(4)  # a command that begins now ends within five seconds, on a machine that has the time
+        found = _status(lab)[1]["problems"]
+        assert any(p.startswith(f"{role} on {node}: NoProgress: no progress for ") for p in found), found
         if role == "proxy":
-            wait_for(lambda: _reported(lab, node)["PodwireProxy"]["reason"] == "NoProgress", 15)
-            assert time.monotonic() - began < patient(6)
+            assert _reported(lab, node)["PodwireProxy"]["reason"] == "NoProgress", "and to those elsewhere"
     finally:
         os.kill(stopped, signal.SIGCONT)
     assert _status(lab, "--wait=30")[0] == 0, "the watchdog had no time to end it"

@@ -102,7 +102,7 @@ class Site:
         """The output of a command inside a pod, with the rights of its service account."""
         env = {"PODWIRE_SERVICE_ACCOUNT_DIR": str(pod.account), "PODWIRE_API_SERVERS": f"https://{CONTROL}:6443"}
         env["PATH"] = os.environ["PATH"]
-        return pod.ns.run([f"{sys.prefix}/bin/podwire", *words], env=env, check=False).stdout
+        return pod.ns.run([f"{sys.prefix}/bin/podwire", *words], env=env, check=False, timeout=60).stdout
 
     def delete(self, name: str) -> None:
         self.api.do(self.api.objects.delete(Scope(of("Service"), "default", name), {}))
@@ -216,6 +216,7 @@ def test_no_service_stays_terminating(site: Site, tmp_path: Path) -> None:
     """The finalizer is set with the right to patch services/status alone, and taken off by the controller, or by
     deploy/cleanup once the controller is gone. That of another controller stays.
     """
+    site.api.patch(*CONFIG, {"data": {"addresses": "172.30.9.200-172.30.9.219"}})
     site.balancer("first")
     site.balancer("second")
     for name in ("first", "second"):

@@ -87,3 +87,37 @@ def test_the_role_tells_of_leftovers(world: World, tmp_path: Path) -> None:
         log = proxy.stop()
     assert "kube-proxy --cleanup" in log
     assert "variant=legacy" in log, "where the rules of others are"
+
+
+def _without_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(programs, "installed", lambda variant: False)
+
+
+def test_cleanup_without_programs_removes_the_nft_variant(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chains, jumps and sets go, and the rules of others in the same tables stay."""
+    _, proxier = started(world, my_service(), my_slice(*BOTH), variant="nft")
+    proxier.close()
+    world.node.run(["iptables-nft", "-t", "nat", "-A", "PREROUTING", "-p", "tcp", "--dport", "7", "-j", "ACCEPT"])
+    _without_programs(monkeypatch)
+    path = f"/proc/{os.getpid()}/fd/{world.node.fd}"
+    dry = CliRunner().invoke(cli, ["cleanup", "--dry-run", "--netns", path])
+    done = CliRunner().invoke(cli, ["cleanup", "--netns", path])
+    assert done.exit_code == 0 and "chains of table nat (iptables-nft, IPv4)" in done.output
+    assert done.output == dry.output.replace("would remove", "removed")
+    assert no_rules(world.node)
+    assert "--dport 7 -j ACCEPT" in world.node.run(["iptables-nft-save", "-t", "nat"]).stdout
+
+
+def test_cleanup_without_programs_never_calls_gone_what_stays(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, proxier = started(world, my_service(), my_slice(*BOTH), variant="legacy")
+    proxier.close()
+    path = f"/proc/{os.getpid()}/fd/{world.node.fd}"
+    with monkeypatch.context() as without:
+        _without_programs(without)
+        dry = CliRunner().invoke(cli, ["cleanup", "--dry-run", "--netns", path]).output
+        assert "would remove chains of table nat (iptables-legacy, IPv4)" in dry
+        done = CliRunner().invoke(cli, ["cleanup", "--netns", path])
+    assert done.exit_code == 1 and "removed" not in done.stdout.replace("removed set", "")
+    assert "these stay, because iptables-legacy is not installed: chains of table" in done.output.replace("\n", " ")
+    done = CliRunner().invoke(cli, ["cleanup", "--netns", path])
+    assert done.exit_code == 0 and "removed" in done.output and no_rules(world.node)

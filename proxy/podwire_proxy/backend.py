@@ -33,6 +33,14 @@ N = TypeVar("N")
 N_contra = TypeVar("N_contra", contravariant=True)
 
 
+class NotGone(OSError):
+    """Something of ours stays. removed: what is gone, a line each."""
+
+    def __init__(self, why: str, removed: list[str]) -> None:
+        super().__init__(why)
+        self.removed = tuple(removed)
+
+
 @dataclass(frozen=True, slots=True)
 class Trace:
     """One path of a packet through the rules. verdict: FORWARD has the single delivery of this path. steps: the rules

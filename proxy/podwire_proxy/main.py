@@ -435,7 +435,7 @@ def run(config: ProxyConfig) -> None:
 def cleanup(ns_fd: int | None = None) -> list[str]:
     """Removes everything that the proxy wrote into the network namespace. Returns a line for each item found.
 
-    ns_fd: file descriptor of the network namespace; None: the caller's namespace.
+    ns_fd: file descriptor of the network namespace; None: the caller's namespace. Raises NotGone and other OSErrors.
     """
     return backends.cleanup(ns_fd)
 

@@ -118,8 +118,8 @@ def kubeconfig_option(command: Callable[..., Any]) -> Callable[..., Any]:
         envvar="KUBECONFIG",
         type=click.Path(),
         default=None,
-        help="One file, or several with ':' between. Default: $KUBECONFIG, or the cluster that `podwire up` started, "
-        "or ~/.kube/config.",
+        help="One file, or several with ':' between. Default: $KUBECONFIG, or in a pod its service account, or the "
+        "cluster that `podwire up` started, or ~/.kube/config.",
     )(command)
 
 

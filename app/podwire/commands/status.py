@@ -11,7 +11,6 @@ from pathlib import Path
 import click
 
 from podwire_base.kube import statuslease
-from podwire_base.kube.client import config as client_config
 from podwire_base.kube.client.http import ApiClient
 from podwire_base.kube.errors import ApiError, ConfigError, Refused
 from podwire_base.kube.meta import Object
@@ -22,9 +21,9 @@ from podwire_base.role.supervisor import read_state
 
 from .. import compiled
 from ..cluster.config import ClusterConfig
-from ..cluster.lifecycle import clusters
+from ..cluster.record import load
 from ..statuspage import Report, Seen, from_leases, late, record, text, with_lag
-from .common import Failed, find_kubeconfig, kubeconfig_option
+from .common import Failed, client_of, find_kubeconfig, kubeconfig_option, local_cluster
 
 PATHS = {
     "nodes": "/api/v1/nodes",
@@ -36,15 +35,12 @@ AGAIN = 1.0  # seconds until the second look at a role that seems to lag
 EACH = 1.0  # seconds between two looks of --wait and --watch
 
 
-def _local(server: str) -> ClusterConfig | None:
-    """Return the cluster of this machine whose API server has this URL."""
-    for config in clusters():
-        try:
-            if client_config.load(config.kubeconfig).server == server:
-                return config
-        except ConfigError:
-            continue
-    return None
+def _local(kubeconfig: str | None) -> ClusterConfig | None:
+    """Return the cluster of this machine that the options choose; None: another machine's, or a pod's own."""
+    try:
+        return load(local_cluster(kubeconfig)) if find_kubeconfig(kubeconfig) else None
+    except Failed:
+        return None
 
 
 def reports(config: ClusterConfig) -> dict[str, Report]:
@@ -128,19 +124,21 @@ async def look(api: ApiClient, local: ClusterConfig | None) -> Object:
     return record(seen)
 
 
-async def _until(kubeconfig: str, seconds: float, *, watch: bool, show: str) -> bool:
+async def _until(kubeconfig: str | None, seconds: float, *, watch: bool, show: str) -> bool:
     """Print the page once, when all is well or `seconds` are over; or at each change. Returns whether all is well."""
     end, shown = time.monotonic() + seconds, ""
     local = None
     while True:
         try:
-            config = client_config.load(kubeconfig or None)
-            local = _local(config.server)
-            async with ApiClient(config) as api:
+            local = _local(kubeconfig)
+            async with ApiClient(client_of(kubeconfig)) as api:
                 body = await look(api, local)
         except (ApiError, ConfigError, ExceptionGroup) as error:
             body = {**record(Seen(processes=processes(local) if local else ())), "ok": False}
-            body["problems"] = [f"the API server does not answer: {_cause(error)} ({kubeconfig})", *body["problems"]]
+            body["problems"] = [
+                f"the API server does not answer: {_cause(error)} ({find_kubeconfig(kubeconfig)})",
+                *body["problems"],
+            ]
         waiting = not body["ok"] and time.monotonic() < end
         page = _page(body, show)
         if page != shown and (watch or not waiting):
@@ -191,9 +189,9 @@ def status(show: str | None, as_json: bool, seconds: float | None, watch: bool, 
     """
     if watch and seconds is not None:
         raise Failed("--wait ends when all is well and --watch never: give one of them")
-    found = find_kubeconfig(kubeconfig)
+    find_kubeconfig(kubeconfig)  # tells wrong options before the first look
     try:
-        well = asyncio.run(_until(found, seconds or 0, watch=watch, show="json" if as_json else show or ""))
+        well = asyncio.run(_until(kubeconfig, seconds or 0, watch=watch, show="json" if as_json else show or ""))
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     raise SystemExit(0 if well else 1)

@@ -26,6 +26,11 @@ Say = Callable[[str], None]
 RETRIES = ['--aptopt=Acquire::Retries "3"']
 LOCK = Path(__file__).with_name("requirements.txt")  # `make lock` writes it
 DEBS = "debs.txt"  # beside the root: the names of the packages that were unpacked into it
+PACKAGES = (
+    "python3",
+    "libstdc++6",  # google-re2 needs it
+    "iptables",  # the programs of both variants, for mode: iptables
+)
 _NO_DOCS = [f"--dpkgopt=path-exclude=/usr/share/{what}/*" for what in ("doc", "man", "locale", "lintian")]
 
 
@@ -96,7 +101,7 @@ def assemble(wheel: Path, folder: Path, suite: str, mirrors: list[str], say: Say
             "--quiet",
             "--variant=extract",
             "--mode=root",
-            "--include=python3,libstdc++6",  # google-re2 needs the second one
+            f"--include={','.join(PACKAGES)}",
             f'--extract-hook=ls "$1/var/cache/apt/archives" >{shlex.quote(str(folder / DEBS))}',
             *RETRIES,
             *_NO_DOCS,

@@ -10,16 +10,22 @@ RUN_DIR = Path("/run/podwire")
 
 def clean(dns_address: str) -> Iterator[str]:
     """Remove podwire's state and yield a line for each removal. Running pods lose their network, because the bridge is
-    removed.
+    removed. Raises NotGone at the end if rules of the Service proxy stay.
     """
     from podwire_base.kernel.nft import ruleset as nft
     from podwire_base.kernel.nft import socket as nft_socket
     from podwire_cni import routes
     from podwire_cni.firewall import Firewall
     from podwire_dns import heritage, host
+    from podwire_proxy.backend import NotGone
     from podwire_proxy.main import cleanup
 
-    yield from cleanup()
+    stays: NotGone | None = None
+    try:
+        yield from cleanup()
+    except NotGone as err:  # the rest goes nevertheless
+        stays = err
+        yield from err.removed
     for run_dir in (RUN_DIR, RUN_DIR / "services"):  # the second is that of the container `services` (deploy/)
         heritage.end_spares(run_dir)
     yield from host.cleanup([dns_address])
@@ -34,6 +40,8 @@ def clean(dns_address: str) -> Iterator[str]:
                 connection.commit(nft.Transaction().remove(table))
                 yield f"nft table {table.family} {table.name}"
     yield from _links_and_routes(routes.PROTOCOL)
+    if stays is not None:
+        raise stays
 
 
 def _links_and_routes(protocol: int) -> Iterator[str]:

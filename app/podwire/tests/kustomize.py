@@ -17,7 +17,7 @@ from podwire_base.kube import strategic
 from podwire_base.kube.meta import Object
 from podwire_base.kube.schema import builtin
 
-_KNOWN = {"apiVersion", "kind", "namespace", "resources", "components", "configMapGenerator", "patches"}
+_KNOWN = {"apiVersion", "kind", "namespace", "resources", "components", "configMapGenerator", "patches", "labels"}
 _GENERATED = "generated"  # only such ConfigMaps get a hash suffix
 _UNHOSTED = {"ClusterRole", "ClusterRoleBinding", "Namespace"}
 
@@ -86,6 +86,10 @@ def _accumulate(folder: Path, objects: list[Object]) -> list[Object]:
         ]
         node = builtin().kind(change["apiVersion"], change["kind"])
         objects[at] = strategic.apply(objects[at], change, node)
+    for row in document.get("labels", []):
+        assert set(row) == {"pairs"}, "labels of selectors and templates are not known here"
+        for obj in objects:
+            obj["metadata"]["labels"] = {**obj["metadata"].get("labels", {}), **row["pairs"]}
     if space := document.get("namespace"):
         for obj in objects:
             if obj["kind"] not in _UNHOSTED:

@@ -4,6 +4,7 @@ flags and rights agree with the code."""
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ import yaml
 from click.testing import CliRunner
 
 from podwire import agent, settings
+from podwire.deploy import image
 from podwire.main import cli
 from podwire_base.kube import loadbalancer
 from podwire_base.kube.meta import Object
@@ -322,3 +324,52 @@ def test_the_migration_page_names_what_there_is() -> None:
     assert "failCgroupV1: false" in text and "cgroupDriver: cgroupfs" in text
     for folder in NAMES:
         assert folder in text, f"{folder} is not explained"
+
+
+# ---- what deploy/README.md promises
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=NAMES)
+def test_the_readme_names_every_right(folder: Path) -> None:
+    """Every resource of every role stands in the table, and nothing that it says nobody has is granted."""
+    table = (DEPLOY / "README.md").read_text().partition("## Rights")[2].partition("## Memory")[0]
+    for role in (o for o in kustomize.build(folder) if o["kind"] in ("Role", "ClusterRole")):
+        for rule in role["rules"]:
+            for resource in rule["resources"]:
+                words = {"configmaps": "ConfigMap", "namespaces": "amespace"}.get(resource, resource)
+                assert words in table, f"{role['metadata']['name']}: {resource}"
+                assert resource != "secrets" and "*" not in (resource, *rule["verbs"])
+                writes = set(rule["verbs"]) & {"create", "update", "patch", "delete"}
+                assert not writes or resource in ("events", "leases", "services/status")
+
+
+@pytest.mark.parametrize("folder", [f for f in FOLDERS if f.name not in ("base", "cleanup")])
+def test_a_prune_finds_every_object(folder: Path) -> None:
+    objects = kustomize.build(folder)
+    assert objects and all(o["metadata"]["labels"]["app.kubernetes.io/part-of"] == "podwire" for o in objects)
+    allowed = (DEPLOY / "README.md").read_text()
+    for obj in objects:
+        version = obj["apiVersion"] if "/" in obj["apiVersion"] else f"core/{obj['apiVersion']}"
+        assert f"--prune-allowlist={version}/{obj['kind']}" in allowed
+
+
+def test_memory_follows_the_formula() -> None:
+    (container, *_) = named(kustomize.build(DEPLOY), "DaemonSet", "podwire")["spec"]["template"]["spec"]["containers"]
+    text = (DEPLOY / "README.md").read_text()
+    found = re.search(r"\*\*(\d+) MiB, and (\d+) KiB for each Service", text)
+    assert found is not None
+    base, each = int(found[1]), int(found[2])
+    request, limit = (container["resources"][which]["memory"] for which in ("requests", "limits"))
+    assert base + 1000 * each / 1024 <= int(request.removesuffix("Mi")) < base + 3000 * each / 1024
+    assert int(limit.removesuffix("Gi")) * 1024 >= 2 * (base + 10_000 * each / 1024)
+    assert 0.9 <= (base + 10_000 * each / 1024) / (375e6 / 2**20) <= 1.1, "what was measured at 10,000 Services"
+
+
+def test_mode_iptables_finds_its_programs_and_the_lock_of_the_host() -> None:
+    assert "iptables" in image.PACKAGES
+    for folder in (DEPLOY, DEPLOY / "cleanup"):
+        daemon = next(o for o in kustomize.build(folder) if o["kind"] == "DaemonSet")["spec"]["template"]["spec"]
+        mounts = [m for c in (*daemon["initContainers"], *daemon["containers"]) for m in c.get("volumeMounts", [])]
+        (name,) = {m["name"] for m in mounts if m["mountPath"] == "/run/xtables.lock"}
+        (volume,) = [v for v in daemon["volumes"] if v["name"] == name]
+        assert volume["hostPath"] == {"path": "/run/xtables.lock", "type": "FileOrCreate"}

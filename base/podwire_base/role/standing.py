@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
-HANGS = 3.5  # seconds without progress; a beat is at most two seconds old while the role's event loop runs
+HANGS = 3.0  # seconds without progress; a beat is at most two seconds old while the event loop of the role runs
 BEHIND = 5.0  # seconds that a change of the API may wait before the role carries it out
 
 

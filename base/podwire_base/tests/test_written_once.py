@@ -148,6 +148,7 @@ KERNEL_HALF = [
         _attribute("AF_NETLINK"),
         {KERNEL + "netlink/socket.py": 1},
         "import socket\nsocket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)",
+        {"cni/podwire_cni/native/client.py": "it runs alone, by the host's own python3, without this package"},
     ),
     Once("a flow of conntrack", _class("Flow"), {KERNEL + "conntrack/codec.py": 1}, "class Flow: ..."),
     Once("conntrack's socket", _class("Conntrack"), {KERNEL + "conntrack/socket.py": 1}, "class Conntrack: ..."),

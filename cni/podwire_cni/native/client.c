@@ -342,7 +342,7 @@ static int is_up(const char *link)
 {
 	struct ifreq request = {0};
 	int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-	strncpy(request.ifr_name, link, IFNAMSIZ - 1);
+	snprintf(request.ifr_name, IFNAMSIZ, "%s", link);
 	int found =
 		fd >= 0 && ioctl(fd, SIOCGIFFLAGS, &request) == 0 && (request.ifr_flags & IFF_UP);
 	if (fd >= 0)

@@ -12,8 +12,8 @@ from podwire_base.kernel.nft import socket as nft_socket
 from podwire_base.kernel.reasons import Reason
 from podwire_base.role import logs
 
-from ..backend import Watch
-from . import programs
+from ..backend import NotGone, Watch
+from . import programs, withoutprograms
 from .ipset import IpSets
 from .layout import Chain, Rules, TableName, is_ours, layout_of
 from .plan import TABLES, KernelState, Plan, Planner, SetOp
@@ -159,7 +159,8 @@ def newest(ns_fd: int | None = None) -> int:
 def existing(ns_fd: int | None = None) -> list[str]:
     """Returns one line for each table with PODWIRE-* chains, and for each PODWIRE-* set, of the namespace."""
     with IpSets(ns_fd) as sets:
-        return [*_told(programs.found(ns_fd)), *(f"set {name}" for name in _names(sets))]
+        there = [*_told(programs.found(ns_fd)), *withoutprograms.existing(ns_fd)]
+        return [*there, *(f"set {name}" for name in _names(sets))]
 
 
 def _told(there: Iterable[tuple[Variant, Family, dict[Chain, Rules]]]) -> list[str]:
@@ -183,7 +184,7 @@ def cleanup(ns_fd: int | None = None, keep: Variant | None = None, wait: int = p
     """Removes everything that this backend ever wrote, in both variants. Returns a line for each item found.
 
     keep: keep the rules of this variant, and the sets that these rules use. wait: maximum seconds for the legacy lock.
-    Raises OSError.
+    Raises NotGone and other OSErrors.
     """
     there = [item for item in programs.found(ns_fd) if item[0] != keep]
     lines = _told(there)
@@ -200,13 +201,23 @@ def cleanup(ns_fd: int | None = None, keep: Variant | None = None, wait: int = p
         time.sleep(IN_FLIGHT)
     for variant, family, _ in there:
         programs.restore(variant, family, ns_fd, _removal(parse(programs.save(variant, family, ns_fd))), wait)
+    left = [line for line in _told(programs.found(ns_fd)) if keep is None]
+    lines = [line for line in lines if line not in left]
+    problem = f"still there, another program wrote them again: {'; '.join(left)}" if left else ""
+    if keep is None:
+        gone, stays = withoutprograms.cleanup(ns_fd)
+        lines, problem = [*lines, *gone], problem or stays
     with IpSets(ns_fd) as sets:
         for name in _names(sets) if keep is None else ():
-            lines.append(f"set {name}")
             for _ in range(DESTROY_TURNS):
                 if sets.destroy(name):
+                    lines.append(f"set {name}")
                     break
                 time.sleep(0.02)
+            else:
+                problem = problem or f"set {name} stays, a rule still uses it"
+    if problem:
+        raise NotGone(problem, lines)
     return lines
 
 
