@@ -5,11 +5,13 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 from podwire_base.kube import statuslease
 from podwire_base.kube.conditions import condition, is_true
 from podwire_base.kube.meta import Object, key, labels, name
-from podwire_base.kube.table import COLUMNS
+from podwire_base.kube.registry import of
+from podwire_base.kube.table import columns
 from podwire_base.role import logtext
 from podwire_base.role.standing import Standing, overtaken
 from podwire_node.roles import ROLES
@@ -24,6 +26,7 @@ FOLLOWS = {
     "dns-feeder": ("services", "slices"),
     "lb": ("nodes", "services"),
 }
+_NEVER = datetime.min.replace(tzinfo=UTC)  # no column of the page has an age
 _UNWATCHED = ("service.kubernetes.io/service-proxy-name", "service.kubernetes.io/headless")
 
 
@@ -118,8 +121,8 @@ def with_lag(seen: Seen, behind: Mapping[tuple[str, str], int], seconds: float) 
 
 
 def _cells(kind: str, obj: Object, *titles: str) -> list[str]:
-    cells = {c.title: c.cell for c in COLUMNS[kind]}
-    return [str(cells[t](obj)) for t in titles]
+    cells = {column.title: column for column in columns(of(kind))}
+    return [str(cells[title].value(obj, _NEVER)) for title in titles]
 
 
 def _endpoints(slices: Iterable[Object]) -> dict[str, list[int]]:
@@ -221,50 +224,50 @@ def problems(body: Object, nodes: Sequence[Object] | None) -> list[str]:
 def text(body: Object, *, wide: bool = False) -> list[str]:
     """Return the lines of the page: the reasons first, then a section for nodes, roles, pods and Services."""
     width = 0 if wide else WIDTH
-    lines: list[str] = []
-    for problem in body["problems"]:
-        lines += _wrapped("! ", _clean(problem), width)
-    lines += [""] if lines else []
-    nodes = []
-    for row in body["nodes"]:
-        well = sum(bool(r["ready"]) for r in row["roles"].values())
-        pods = "?" if row["pods"] is None else str(row["pods"])
-        nodes.append([row["name"], row["status"], row["address"], row["podCIDR"], pods, f"{well}/{len(row['roles'])}"])
-        if wide:
-            nodes[-1].append(f"{row['source'] or 'nobody'}{', ' if row['reportAge'] else ''}{_age(row['reportAge'])}")
-    lines += table(
-        ["NODE", "STATUS", "ADDRESS", "POD CIDR", "PODS", "ROLES READY", *(["REPORTED BY"] if wide else [])],
-        nodes,
-        width,
-    )
-    roles = []
-    for row in body["nodes"]:
-        for role, stands in row["roles"].items():
-            state = "ready" if stands["ready"] else stands["reason"] or "unknown"
-            more = (
-                [_seconds(stands["age"]), _seconds(stands["behind"]), stands["seen"], stands["pid"], stands["restarts"]]
-                if wide
-                else []
-            )
-            roles.append([role, row["name"], state, *map(str, more), stands["message"]])
-    titles = ["BEAT", "BEHIND", "REVISION", "PID", "RESTARTS"] if wide else []
-    lines += ["", *table(["ROLE", "NODE", "STATE", *titles, "MESSAGE"], roles, width)]
-    for kind, columns in (
+    lines = [line for problem in body["problems"] for line in _wrapped("! ", _clean(problem), width)]
+    if not body["nodes"]:
+        return lines
+    lines += [*([""] if lines else []), *_node_lines(body, width), "", *_role_lines(body, width)]
+    for kind, titles in (
         ("pods", ("POD", "READY", "STATUS", "RESTARTS", "IP", "NODE")),
         ("services", ("SERVICE", "TYPE", "CLUSTER-IP", "ENDPOINTS", "PORT(S)")),
     ):
-        if body[kind] is None:
-            lines += ["", f"{kind}: not shown, {_clean(body['unreadable'].get(kind, ''))}"]
-        else:
-            lines += ["", *table(list(columns), [_line(row) for row in body[kind]], width)]
+        if body[kind] is not None:
+            lines += ["", *table(list(titles), [_line(row) for row in body[kind]], width)]
+        elif kind in body["unreadable"]:
+            lines += ["", f"{kind}: not shown, {_clean(body['unreadable'][kind])}"]
     if body["reportedBy"]:
         lines += ["", "Reported by (each agent may write all of these):"]
-        for told in body["reportedBy"]:
-            lines += _wrapped("  ", _clean(told), width)
-    restarted = [row for row in body["processes"] if row.get("restarts")]
-    if restarted:
+        lines += [line for told in body["reportedBy"] for line in _wrapped("  ", _clean(told), width)]
+    if restarted := [row for row in body["processes"] if row.get("restarts")]:
         lines += ["", *(f"{r['process']} on {r['where']}: restarted {r['restarts']} times" for r in restarted)]
     return lines
+
+
+def _node_lines(body: Object, width: int) -> list[str]:
+    """width 0: also who reported what is known of the node."""
+    rows = []
+    for row in body["nodes"]:
+        well = sum(bool(r["ready"]) for r in row["roles"].values())
+        pods = "?" if row["pods"] is None else str(row["pods"])
+        rows.append([row["name"], row["status"], row["address"], row["podCIDR"], pods, f"{well}/{len(row['roles'])}"])
+        if not width:
+            rows[-1].append(f"{row['source'] or 'nobody'}{', ' if row['reportAge'] else ''}{_age(row['reportAge'])}")
+    titles = ["NODE", "STATUS", "ADDRESS", "POD CIDR", "PODS", "ROLES READY", *([] if width else ["REPORTED BY"])]
+    return table(titles, rows, width)
+
+
+def _role_lines(body: Object, width: int) -> list[str]:
+    """width 0: also the beats."""
+    rows = []
+    for row in body["nodes"]:
+        for role, stands in row["roles"].items():
+            state = "ready" if stands["ready"] else stands["reason"] or "unknown"
+            more = [_seconds(stands["age"]), _seconds(stands["behind"]), stands["seen"]]
+            more += [str(stands["pid"]), str(stands["restarts"])]
+            rows.append([role, row["name"], state, *([] if width else more), stands["message"]])
+    titles = [] if width else ["BEAT", "BEHIND", "REVISION", "PID", "RESTARTS"]
+    return table(["ROLE", "NODE", "STATE", *titles, "MESSAGE"], rows, width)
 
 
 def _age(seconds: float | None) -> str:

@@ -14,6 +14,8 @@ from podwire_base.kube import statuslease
 from podwire_base.kube.client.http import ApiClient
 from podwire_base.kube.errors import ApiError, ConfigError, Refused
 from podwire_base.kube.meta import Object
+from podwire_base.kube.registry import of
+from podwire_base.kube.unattended import MISSING
 from podwire_base.role import beat
 from podwire_base.role.standing import HANGS
 from podwire_base.role.status import running, standings
@@ -104,6 +106,22 @@ async def _look(api: ApiClient, local: ClusterConfig | None) -> Seen:
     )
 
 
+async def _unattended(api: ApiClient) -> dict[str, int]:
+    """Return kind -> number of objects for each kind that has objects, and for which nothing acts. A server that does
+    not serve a kind has none of it.
+    """
+
+    async def count(kind: str) -> int:
+        try:
+            page = await api.get(of(kind).path(), limit="1")
+        except Refused:
+            return 0
+        return len(page["items"]) + int(page["metadata"].get("remainingItemCount") or 0)
+
+    counts = await asyncio.gather(*map(count, MISSING))
+    return {kind: number for kind, number in zip(MISSING, counts, strict=True) if number}
+
+
 async def look(api: ApiClient, local: ClusterConfig | None) -> Object:
     """Return the page as data. A role that seems to lag behind the API is looked at twice."""
     seen = await _look(api, local)
@@ -121,7 +139,8 @@ async def look(api: ApiClient, local: ClusterConfig | None) -> Object:
             later.processes,
             seen.unreadable,
         )
-    return record(seen)
+    # a stock cluster has its own controllers
+    return {**record(seen), "noController": await _unattended(api) if local else {}}
 
 
 async def _until(kubeconfig: str | None, seconds: float, *, watch: bool, show: str) -> bool:
@@ -134,7 +153,8 @@ async def _until(kubeconfig: str | None, seconds: float, *, watch: bool, show: s
             async with ApiClient(client_of(kubeconfig)) as api:
                 body = await look(api, local)
         except (ApiError, ConfigError, ExceptionGroup) as error:
-            body = {**record(Seen(processes=processes(local) if local else ())), "ok": False}
+            known = Seen(reports=reports(local), processes=processes(local)) if local else Seen()
+            body = {**record(known), "ok": False}
             body["problems"] = [
                 f"the API server does not answer: {_cause(error)} ({find_kubeconfig(kubeconfig)})",
                 *body["problems"],
@@ -165,6 +185,7 @@ def _page(body: Object, show: str) -> str:
 
         return str(yaml.safe_dump(body, sort_keys=False)).rstrip()
     lines = text(body, wide=show == "wide")
+    lines += [f"{kind} ({n}): no controller: {MISSING[kind]}" for kind, n in body.get("noController", {}).items()]
     return "\n".join([*lines, *compiled.lines(compiled.missing())])
 
 
