@@ -221,8 +221,7 @@ def test_one_command_shows_the_roles_of_all_nodes(cluster: Cluster) -> None:
 
 def test_a_forged_or_old_report_is_shown_as_what_it_is(cluster: Cluster) -> None:
     """The agent of n2 is stopped, and a taken agent writes its Lease."""
-    agent = cluster.pods["n2"].process
-    assert agent is not None
+    agent = cluster.pods["n2"].processes["agent"]
     state = json.loads((cluster.pods["n2"].path("/run/podwire") / "agent.json").read_text())
     reporter = state["roles"]["status"]["pid"]
     os.kill(agent.pid, signal.SIGSTOP)  # or it would start the role again

@@ -192,8 +192,11 @@ def _rows(objects: Sequence[Object] | None, names: Sequence[str], cells: object)
 def problems(body: Object, nodes: Sequence[Object] | None) -> list[str]:
     """Return a line for everything that is not well, the widest first: processes, nodes, roles."""
     found = [f"{what} may not be read: {why}" for what, why in body["unreadable"].items() if what == "nodes"]
+    below = {(row["name"], role) for row in body["nodes"] for role in row["roles"]}  # with more words
     found += [
-        f"{row['process']} on {row['where']}: {row['problem']}" for row in body["processes"] if row.get("problem")
+        f"{row['process']} on {row['where']}: {row['problem']}"
+        for row in body["processes"]
+        if row.get("problem") and (row["where"], row["process"]) not in below
     ]
     objects = {name(n): n for n in nodes or ()}
     for row in body["nodes"]:

@@ -31,7 +31,7 @@ _NUMBERS = re.compile(r"\d+")
 
 @dataclass(frozen=True)
 class ReporterConfig:
-    """holder: who publishes, such as the name of the agent's pod. supervisor: the agent's file of its roles."""
+    """holder: who publishes, such as the name of the agent's pod."""
 
     node_name: str
     kubeconfig: str | None
@@ -39,8 +39,9 @@ class ReporterConfig:
     holder: str = ""
 
     @property
-    def supervisor(self) -> Path:
-        return self.run_dir / "agent.json"
+    def agents(self) -> tuple[Path, ...]:
+        """The run directories of the agents of this node: our own, and that of a second container (deploy/)."""
+        return (self.run_dir, self.run_dir / "services")
 
 
 def words(roles: Mapping[str, Standing]) -> dict[str, tuple[bool, str, str]]:
@@ -54,9 +55,12 @@ class Reporter:
         self._version, self._told = "", False
 
     def look(self) -> dict[str, Standing]:
-        state = read_state(self.config.supervisor)
-        restarts = {role: row["restarts"] for role, row in state.items()}
-        found = standings(self.config.run_dir, state, restarts)
+        found: dict[str, Standing] = {}
+        for folder in self.config.agents:
+            state = read_state(folder / "agent.json")
+            restarts = {role: row["restarts"] for role, row in state.items()}
+            # a second container has process ids of its own, so there the beat alone tells
+            found |= standings(folder, state, restarts, here=folder == self.config.run_dir)
         return {role: stands for role, stands in found.items() if role != ROLE}
 
     async def write(self, roles: Mapping[str, Standing]) -> None:

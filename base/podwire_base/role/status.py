@@ -75,14 +75,17 @@ def running(pid: int) -> bool:
         return False
 
 
-def standings(run_dir: Path, roles: Iterable[str], restarts: Mapping[str, int] | None = None) -> dict[str, Standing]:
+def standings(
+    run_dir: Path, roles: Iterable[str], restarts: Mapping[str, int] | None = None, *, here: bool = True
+) -> dict[str, Standing]:
     """Returns role -> where it stands on this node, for `roles` and for every other role of the run directory.
 
-    restarts: role -> how often its supervisor started it again.
+    restarts: role -> how often its supervisor started it again. here: the roles are in this PID namespace; else only
+    their beats tell whether they run.
     """
     rows, now, found = read_all(run_dir), time.monotonic(), {}
     for role in dict.fromkeys((*roles, *rows)):
         row, seen = rows.get(role), beat.read(beat.path_of(run_dir, role))
         pid = int(row.get("pid") or 0) if row is not None else seen.pid if seen is not None else 0
-        found[role] = standing(row, seen, now, alive=running(pid), restarts=(restarts or {}).get(role, 0))
+        found[role] = standing(row, seen, now, alive=not here or running(pid), restarts=(restarts or {}).get(role, 0))
     return found
