@@ -86,7 +86,9 @@ COMPLETED = [
 ]
 
 
-@pytest.mark.parametrize(("before", "begun", "wanted"), COMPLETED, ids=str)
+@pytest.mark.parametrize(
+    ("before", "begun", "wanted"), COMPLETED, ids=[" ".join([*row[0], row[1]]) for row in COMPLETED]
+)
 def test_completion(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: list[str], begun: str, wanted: set[str]
 ) -> None:
