@@ -198,6 +198,8 @@ def problems(body: Object, nodes: Sequence[Object] | None) -> list[str]:
         for row in body["processes"]
         if row.get("problem") and (row["where"], row["process"]) not in below
     ]
+    if nodes is not None and not nodes:
+        found.append("the cluster has no nodes")
     objects = {name(n): n for n in nodes or ()}
     for row in body["nodes"]:
         node = objects.get(row["name"])

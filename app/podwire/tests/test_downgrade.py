@@ -23,7 +23,11 @@ def test_the_agent_must_have_ended(tmp_path: Path) -> None:
         done = cleanup(tmp_path)
     finally:
         store.close()
-    assert done.exit_code == 1 and "stop it first" in done.output and layout.read(tmp_path)[0] == layout.LAYOUT
+    assert (
+        done.exit_code == 1
+        and "stop it first" in " ".join(done.output.split())
+        and layout.read(tmp_path)[0] == layout.LAYOUT
+    )
 
 
 def test_a_newer_layout_is_not_for_this_version(tmp_path: Path) -> None:

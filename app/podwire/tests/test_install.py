@@ -327,6 +327,7 @@ def test_a_setting_that_was_there_and_cannot_be_is_warned_of(tmp_path: Path) -> 
 def test_every_setting_of_the_agent_can_be_given(tmp_path: Path) -> None:
     values = {
         "PODWIRE_ROLE": "wiring dns",
+        "PODWIRE_LEAVE_ROLE": "dns",
         "PODWIRE_SET": "dns.ttl=3 wiring.mtu=1400",
         "PODWIRE_PODS": "false",
         "PODWIRE_LOG_FILES": "no",

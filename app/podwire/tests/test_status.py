@@ -34,6 +34,11 @@ def seen(**stands: Standing) -> Seen:
     return Seen([node()], [], [], [], {"node1": Report(stands, "this machine")})
 
 
+def test_a_cluster_without_nodes_is_not_well() -> None:
+    body = record(Seen([], [], [], []))
+    assert not body["ok"] and text(body) == ["! the cluster has no nodes"]
+
+
 @pytest.mark.parametrize(
     ("row", "reading", "now", "alive", "ready", "reason", "said"),
     [

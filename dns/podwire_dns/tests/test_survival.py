@@ -319,7 +319,7 @@ def test_a_spare_lingers_until_the_next_server_takes_over(started: Callable[...,
 
 
 def test_a_spare_lingers_for_a_while_only(started: Callable[..., Node]) -> None:
-    node = started("", "--linger", "1")
+    node = started("", "--linger", "3")
     before = node.spare()
     node.process.terminate()
     assert node.process.wait(patient(10)) == 0
@@ -331,7 +331,7 @@ def test_a_spare_lingers_for_a_while_only(started: Callable[..., Node]) -> None:
     node.process.terminate()
     assert node.process.wait(patient(10)) == 0
     end_spares(node.config.run_dir)
-    eventually(lambda: b"dns-spare" not in command(before), "`cleanup` ends it at once", 0.9)
+    eventually(lambda: b"dns-spare" not in command(before), "`cleanup` ends it at once", 2.5)
 
 
 def test_another_zone_reaches_both(node: Node) -> None:
@@ -517,7 +517,8 @@ def test_metrics_are_those_of_both(started: Callable[..., Node]) -> None:
 
     with Clients(node.config) as clients:
         eventually(lambda: clients.sent > 400, "queries were answered")
-    assert figure("coredns_dns_requests_total") == clients.sent
+    # without the native module, Python reports each second
+    eventually(lambda: figure("coredns_dns_requests_total") == clients.sent, "every query is counted")
     assert figure("coredns_dns_responses_total") == clients.sent
     assert (figure("podwire_dns_servers"), figure("podwire_dns_spares_ended_total")) == (2, 0)
     for number in range(60):  # these names are Python's business, which reports each second

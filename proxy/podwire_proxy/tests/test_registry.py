@@ -30,6 +30,8 @@ ALLOWED = {
     ("app/podwire/cluster/config.py", "nftables"): "the default of a setting",
     ("app/podwire/explain/observe.py", "iptables"): "reads tables of iptables-legacy, whoever wrote them",
     ("app/podwire/explain/legacy.py", "iptables"): "parses rules of iptables-legacy, whoever wrote them",
+    ("app/podwire/deploy/image.py", "iptables"): "the name of Debian's package",
+    ("app/podwire/report/collect.py", "iptables"): "the program, whose version a report tells",
     ("proxy/podwire_proxy/config.py", "nftables"): "the default of a setting",
     ("proxy/podwire_proxy/kubeproxyfile.py", "nftables"): "a section of kube-proxy's own format",
     ("proxy/podwire_proxy/kubeproxyfile.py", "iptables"): "a section of kube-proxy's own format",
