@@ -105,6 +105,8 @@ def test_a_node_whose_namespace_is_gone_is_made_again(lab: DemoLab) -> None:
     answers(lab)
     for pod in lab.pods("MyApp"):
         wait_for(lambda pod=pod: lab.tcp(lab.node_netns("node1"), pod.address, 9376).ok, 20)  # type: ignore[misc]
+    asked = ("dig", "+short", "+tries=1", "+time=1", "kubernetes.default.svc.cluster.local", "@10.96.0.10")
+    wait_for(lambda: "10.96.0.1" in lab.in_netns(lab.node_netns("node2"), *asked), 20)  # in the new namespace
 
 
 def test_a_taken_port_is_named_at_once_and_nothing_is_lost(lab: DemoLab) -> None:

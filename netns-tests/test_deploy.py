@@ -204,7 +204,11 @@ def test_one_command_shows_the_roles_of_all_nodes(cluster: Cluster) -> None:
     roles = {"wiring", "proxy", "dns-feeder", "dns"}
     assert [set(n["roles"]) for n in found["nodes"]] == [roles, roles]
     assert found["nodes"][1]["source"] == "Lease podwire-n2, signed by podwire-n2-x7k2p"
-    assert found["nodes"][1]["roles"]["proxy"]["figures"]["services"] >= 1
+    wait_until(
+        lambda: _status(cluster)[1]["nodes"][1]["roles"]["proxy"]["figures"]["services"] >= 1,
+        "figures in the Lease",
+        30,
+    )
     assert found["pods"] is None and "not granted" in found["unreadable"]["pods"]
     state = json.loads((cluster.pods["n2"].path("/run/podwire") / "agent.json").read_text())
     hangs = state["roles"]["proxy"]["pid"]

@@ -183,6 +183,6 @@ def test_installed_by_hand_without_an_agent(world: World, lab: Lab, tmp_path: Pa
             assert ask(sandbox, "198.51.100.42", port) == "198.51.100.1", "masqueraded"
         sandbox.close()
         cri.stop_sandbox(runtime.socket, ident)
-        assert {f.name for f in (tmp_path / "run/cni/leases").iterdir()} == {".lock", ".rest-10.99.0.2"}
+        assert {f.name for f in (tmp_path / "run/cni/leases").iterdir()} == {".lock", ".layout", ".rest-10.99.0.2"}
     finally:
         runtime.close()

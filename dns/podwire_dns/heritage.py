@@ -24,6 +24,7 @@ TITLE = b"podwire\0dns-spare"
 ASK_SECONDS = 2.0
 MOST_SOCKETS = 200
 LEAVE = b"L"
+SO_NETNS_COOKIE = 71  # socket(7); asm-generic/socket.h
 
 
 @dataclass(slots=True)
@@ -90,6 +91,10 @@ def _asked(run_dir: Path) -> tuple[Heritage, str]:
             continue
         for fd in fds:
             held = socket.socket(fileno=fd)
+            if not _of_this_namespace(held):
+                log.warn("an earlier server's socket is of another network namespace, not taken over", path=name)
+                held.close()
+                continue
             address = held.getsockname()
             if found.sockets.setdefault((address[0], address[1], held.type), held) is not held:
                 held.close()
@@ -97,6 +102,19 @@ def _asked(run_dir: Path) -> tuple[Heritage, str]:
             sock.setblocking(False)
             found.holders.append(sock)
     return found, free
+
+
+def _of_this_namespace(sock: socket.socket) -> bool:
+    """Whether a socket is of the caller's network namespace. The run directory outlives a namespace that is made anew,
+    and a socket keeps the old one alive. Kernels before 5.14 do not tell: True.
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as own:
+        try:
+            return sock.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8) == own.getsockopt(
+                socket.SOL_SOCKET, SO_NETNS_COOKIE, 8
+            )
+        except OSError:
+            return True
 
 
 def end_spares(run_dir: Path) -> None:
