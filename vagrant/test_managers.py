@@ -46,9 +46,14 @@ def cni(verb: str) -> dict[str, Any]:
     plugin = {"cniVersion": "1.0.0", "name": conf["name"], **conf["plugins"][0]}
     env = {"CNI_COMMAND": verb, "CNI_CONTAINERID": "managed", "CNI_NETNS": str(POD), "CNI_IFNAME": "eth0"}
     client = sh("python3 -c 'from podwire_cni.native import client_path; print(client_path())'", env=VENV).strip()
-    said = sh(client, input=json.dumps(plugin), env={**VENV, **env})
-    found: dict[str, Any] = json.loads(said or "{}")
-    return found
+    end = time.monotonic() + 120 * PATIENCE
+    while True:  # a conflist of an earlier agent may be there before the agent listens: code 11, as for a runtime
+        said = sh(client, check=False, input=json.dumps(plugin), env={**VENV, **env})
+        found: dict[str, Any] = json.loads(said or "{}")
+        if found.get("code") != 11 or time.monotonic() > end:
+            assert "code" not in found, said
+            return found
+        time.sleep(1)
 
 
 VENV = {**os.environ, "PATH": f"/podwire/.venv/bin:{os.environ['PATH']}", "KUBECONFIG": KUBECONFIG}
