@@ -16,7 +16,7 @@ from podwire_base.role.privileges import parent_signal
 from podwire_base.role.run import main, stop_event
 from podwire_base.role.status import RoleStatus
 
-from . import host, rights, udp
+from . import host, native, rights, udp
 from .config import DnsConfig
 from .healing import NodeState
 from .heritage import Heritage, inherit
@@ -95,6 +95,7 @@ def run(config: DnsConfig) -> None:
     real = sources.load()
     sources.tell(log)
     host.prepare(real.addresses(), real.port, notrack=real.notrack)
+    native.library()  # now: the server's user may be unable to read a checkout below /root
     sys.setswitchinterval(SWITCH_SECONDS)
     gc.freeze()  # imported modules stay in memory
     gc.set_threshold(GARBAGE)  # reference cycles are rare: frequent collections would find no garbage

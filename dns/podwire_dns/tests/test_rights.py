@@ -326,3 +326,22 @@ def test_paths_that_others_reach(tmp_path: Path) -> None:
     tmp_path.chmod(0o700)
     (tmp_path / "file").write_text("")
     assert not readable_by_others(tmp_path / "file")
+
+
+def test_the_native_code_is_loaded_while_its_folder_can_be_read(tmp_path: Path) -> None:
+    """The server's user cannot read a checkout below /root."""
+    program = """
+import sys
+from pathlib import Path
+from podwire_dns import host, native, rights, role
+from podwire_dns.config import DnsConfig
+
+def give_up(*_):
+    print(native.library.cache_info().currsize)
+    sys.exit()
+
+rights.give_up, host.prepare = give_up, lambda *_, **__: None
+role.run(DnsConfig("n1", None, Path(sys.argv[1]), notrack=False, upstreams=()))
+"""
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1"]
