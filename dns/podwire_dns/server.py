@@ -41,6 +41,7 @@ from .waiting import WaitingQueries
 from .zone import ZoneData
 
 log = logs.get("dns")
+TAKE_OFF_SECONDS, TAKE_OFF_TRIES = 1.0, 20  # for an address that another process still serves
 OWN_SECONDS = 3.0  # between two looks at the addresses of this node
 HERITAGE_SECONDS = 0.05
 LEAVE_SECONDS = 0.5
@@ -250,22 +251,33 @@ class Server:
         self._counted += udp
         return udp
 
-    def _take_off(self, addresses: set[str], port: int) -> None:
-        """Removes from lo the addresses on which this server no longer listens. Runs in a thread."""
+    def _take_off(self, addresses: set[str], port: int) -> set[str]:
+        """Removes from lo the addresses on which this server no longer listens. Runs in a thread. Returns those that
+        another process may still serve.
+        """
         try:
             removed = host.drop_addresses(addresses, port)
         except Exception as err:  # includes netlink errors; the server continues, and `cleanup` removes the addresses
             log.warn("unused addresses stay on lo", addresses=sorted(addresses), error=str(err))
-            return
+            return set()
         if removed:
             log.info("address removed", addresses=removed, device="lo")
+        return addresses.difference(removed)
 
     def _end_udp(self, loops: list[UdpLoop], left: set[str]) -> None:
         port = loops[0].sock.getsockname()[1]
         self._end_loops(loops)
-        left = left.difference(self.config.addresses())
         if left:
-            asyncio.get_running_loop().run_in_executor(None, self._take_off, left, port)
+            self._tasks.append(asyncio.create_task(self._leave(left, port)))
+
+    async def _leave(self, left: set[str], port: int) -> None:
+        """Removes addresses from lo, as soon as the spare of the old settings has closed its sockets too."""
+        for _ in range(TAKE_OFF_TRIES):
+            left = left.difference(self.config.addresses())
+            if not left:
+                return
+            left = await asyncio.to_thread(self._take_off, left, port)
+            await asyncio.sleep(TAKE_OFF_SECONDS)
 
     def _end_loops(self, loops: list[UdpLoop]) -> None:
         for each in loops:
