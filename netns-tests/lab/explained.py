@@ -226,15 +226,19 @@ def packet(random: Random) -> tuple[str, str, int, str]:
     return src, at, number, random.choice(["TCP", "TCP", "UDP"])
 
 
+def undecided(said: Explained) -> bool:
+    """Whether explain has a doubt, or the packet leaves the world, where anything may answer."""
+    passes = said.verdict == "pass" and bool(said.ends) and all(end.verdict == "pass" for end in said.ends)
+    return bool(said.doubts) or passes
+
+
 def disagreement(said: Explained, got: Answer, src: str) -> str:
-    """How the answer of the network differs from what explain said, "" if it does not."""
+    """How the answer of the network differs from what explain said, "" if it does not. said: not an undecided one."""
     result = {"ok": "forward", "timeout": "drop"}.get(got.result, "reject")
     if got.result == "EPERM":  # the node's own datagram, which a rule of output dropped or rejected
         result = said.verdict if said.verdict in ("drop", "reject") else result
-    if said.verdict == "unknown" or said.doubts:
-        return "" if said.doubts else "explain could not tell"
-    if said.ends and all(end.verdict == "pass" for end in said.ends) and said.verdict == "pass":
-        return ""  # it leaves the world: anything may answer
+    if said.verdict == "unknown":
+        return "explain could not tell"
     kinds = {end.verdict for end in said.ends} or {said.verdict}
     if said.verdict in ("drop", "reject") and not said.ends:
         kinds = {said.verdict}

@@ -9,12 +9,12 @@ Every caller uses this function: `podwire explain`, `podwire check`, and whoever
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from podwire_base.kernel.reasons import Reason
 from podwire_base.kube.meta import Object, key
 from podwire_proxy.decide import Packet, source
-from podwire_proxy.model import Destination
+from podwire_proxy.model import Destination, Protocol
 from podwire_proxy.verdict import PASS, Kind, Verdict, forward
 
 from . import diagnose
@@ -343,10 +343,11 @@ def _why_none(inquiry: _Inquiry, service: Object | None) -> None:
             answer.reason, answer.cause = reason, f"{answer.cause}: {cause}"
 
 
-def _packet(inquiry: _Inquiry, info: Any) -> Packet:
+def _packet(inquiry: _Inquiry) -> Packet:
     answer, told = inquiry.answer, inquiry.told[inquiry.sender.node]
     local = answer.src in (told.get("addresses") or [])
-    return Packet(answer.src, answer.dst, answer.protocol, answer.port, node=local, interface=inquiry.interface)  # type: ignore[arg-type]
+    protocol = cast(Protocol, answer.protocol)  # a target has no other
+    return Packet(answer.src, answer.dst, protocol, answer.port, node=local, interface=inquiry.interface)
 
 
 def _behind(inquiry: _Inquiry, holder: Object | None) -> None:
@@ -362,7 +363,7 @@ def _behind(inquiry: _Inquiry, holder: Object | None) -> None:
         return
     told = inquiry.told[node]
     info = node_info(node, told, inquiry.catalogue)
-    wanted = expected(info, _packet(inquiry, info), inquiry.catalogue)
+    wanted = expected(info, _packet(inquiry), inquiry.catalogue)
     if wanted is None:
         return
     found = PASS

@@ -10,16 +10,17 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple, Self, get_args
 
 from podwire_base.kernel.ip import Family, packed
 from podwire_base.kernel.netlink.codec import split
 from podwire_base.kernel.netlink.socket import NETFILTER, ROOM, open_socket
 from podwire_base.kernel.nft import ruleset as nft
 from podwire_base.kernel.nft import trace
-from podwire_base.kernel.nft.codec import HOOKS, SUBSYS
+from podwire_base.kernel.nft.codec import SUBSYS
 from podwire_base.kernel.nft.expr import R0
 from podwire_base.kernel.nft.expr import Traced as Mark
+from podwire_base.kernel.nft.objects import Hook
 from podwire_base.kernel.nft.socket import Connection
 
 from .observe import read_links
@@ -44,10 +45,10 @@ def plan(family: Family, flows: list[Followed]) -> nft.Transaction:
     """Returns the table. Its chains at the end of each hook tell that the packet came so far."""
     table = nft.Table(family, TABLE, owned=True)
     tx = nft.Transaction().add(table)
-    for hook in HOOKS:
+    for hook in get_args(Hook):
         early = hook in ("prerouting", "output")
         for priority, name in ((FIRST, "mark"), (LAST, "end")) if early else ((LAST, "end"),):
-            chain = nft.Chain(table, f"{hook}-{name}", hook=hook, priority=priority)  # type: ignore[arg-type]
+            chain = nft.Chain(table, f"{hook}-{name}", hook=hook, priority=priority)
             tx.add(chain)
             for flow in flows if name == "mark" else ():
                 tx.add(nft.Rule(chain, (*_match(family, flow), nft.Immediate(b"\1", R0), Mark())))

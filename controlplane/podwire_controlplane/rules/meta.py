@@ -120,7 +120,8 @@ def immutable(path: str, value: Any) -> Cause:
 # ---- selectors
 
 
-def _requirement(path: str, term: Object) -> Causes:
+def operator_fits(path: str, term: Object, *, numbers: bool = False) -> Causes:
+    """Check the operator of a selector's requirement, and the number of its values. numbers: Gt and Lt are allowed."""
     operator, values = term.get("operator"), term.get("values") or []
     if operator in ("In", "NotIn"):
         if not values:
@@ -128,10 +129,17 @@ def _requirement(path: str, term: Object) -> Causes:
     elif operator in ("Exists", "DoesNotExist"):
         if values:
             yield forbidden(f"{path}.values", "may not be specified when `operator` is 'Exists' or 'DoesNotExist'")
+    elif numbers and operator in ("Gt", "Lt"):
+        if len(values) != 1:
+            yield required(f"{path}.values", "must be specified single value when `operator` is 'Lt' or 'Gt'")
     else:
         yield invalid(f"{path}.operator", operator, "not a valid selector operator")
+
+
+def _requirement(path: str, term: Object) -> Causes:
+    yield from operator_fits(path, term)
     yield from all_invalid(f"{path}.key", term.get("key") or "", fields.qualified(term.get("key") or ""))
-    for n, value in enumerate(values):
+    for n, value in enumerate(term.get("values") or []):
         yield from all_invalid(f"{path}.values[{n}]", value, fields.label_value(value))
 
 

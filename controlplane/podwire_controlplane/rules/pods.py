@@ -29,18 +29,7 @@ _REQUIRED, _PREFERRED = (
 
 
 def node_requirement(path: str, term: Object, form: Any = fields.qualified) -> Causes:
-    operator, values = term.get("operator"), term.get("values") or []
-    if operator in ("In", "NotIn"):
-        if not values:
-            yield required(f"{path}.values", "must be specified when `operator` is 'In' or 'NotIn'")
-    elif operator in ("Exists", "DoesNotExist"):
-        if values:
-            yield forbidden(f"{path}.values", "may not be specified when `operator` is 'Exists' or 'DoesNotExist'")
-    elif operator in ("Gt", "Lt"):
-        if len(values) != 1:
-            yield required(f"{path}.values", "must be specified single value when `operator` is 'Lt' or 'Gt'")
-    else:
-        yield invalid(f"{path}.operator", operator, "not a valid selector operator")
+    yield from meta.operator_fits(path, term, numbers=True)
     yield from all_invalid(f"{path}.key", term.get("key") or "", form(term.get("key") or ""))
 
 
