@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 PORT = 65535
+INT32 = 2**31 - 1
 
 
 def decimal(text: str, most: int = PORT) -> int | None:

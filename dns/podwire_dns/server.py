@@ -268,7 +268,9 @@ class Server:
         port = loops[0].sock.getsockname()[1]
         self._end_loops(loops)
         if left:
-            self._tasks.append(asyncio.create_task(self._leave(left, port)))
+            task = asyncio.create_task(self._leave(left, port))
+            self._tasks.append(task)
+            task.add_done_callback(self._tasks.remove)
 
     async def _leave(self, left: set[str], port: int) -> None:
         """Removes addresses from lo, as soon as the spare of the old settings has closed its sockets too."""

@@ -17,6 +17,12 @@ from podwire.cluster.publications import BadPublication, parse, parse_place
 from podwire.main import cli
 from podwire_base.kube.client.reflector import _newer
 from podwire_base.kube.errors import ConfigError
+from podwire_base.kube.quantity import BadQuantity
+from podwire_base.kube.quantity import parse as parse_quantity
+from podwire_controlplane.controllers import workloads as controllers
+from podwire_controlplane.rules.cron import BadSchedule
+from podwire_controlplane.rules.cron import parse as parse_schedule
+from podwire_controlplane.rules.workloads import at_most_all
 from podwire_dns import corefile, exchange
 from podwire_dns.config import BadConfig, DnsConfig
 from podwire_proxy import backends, kubeproxyfile
@@ -80,3 +86,16 @@ def test_what_other_programs_say() -> None:
     assert _newer(versions[0], versions[1]) and _newer(versions[1], versions[0])
     with pytest.raises(OSError):
         exchange.socket_address(f"fe80::1%{LONG}", 53)
+
+
+def test_an_object() -> None:
+    """The API server refuses it, and what an older one stored stops no controller."""
+    for text in (LONG, f"1.{LONG}", f"{LONG}Mi"):
+        with pytest.raises(BadQuantity, match="digits"):
+            parse_quantity(text)
+    with pytest.raises(BadSchedule):
+        parse_schedule(f"*/{LONG} * * * *")
+    assert [cause.field for cause in at_most_all("maxUnavailable", f"{LONG}%")] == ["maxUnavailable"]
+    assert controllers.resolve(f"{LONG}%", 2, up=True) > 0
+    stored = {"metadata": {"annotations": {controllers.REVISION: LONG}}}
+    assert controllers._revision(stored) == 0

@@ -10,6 +10,7 @@ from fractions import Fraction
 from functools import lru_cache
 from math import ceil
 
+_MOST_DIGITS = 1000  # int() refuses more than 4,300
 _FORM = re.compile(r"([+-]?)(\d+(?:\.\d*)?|\.\d+)(|[KMGTPE]i|[numkMGTPE]|[eE][+-]?\d{1,4})")
 _DECIMAL = {-9: "n", -6: "u", -3: "m", 0: "", 3: "k", 6: "M", 9: "G", 12: "T", 15: "P", 18: "E"}
 _EXPONENT = {unit: exponent for exponent, unit in _DECIMAL.items()}
@@ -28,6 +29,8 @@ def _split(text: str) -> tuple[Fraction, str]:
     if not match:
         raise BadQuantity("quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'")
     sign, digits, unit = match.groups()
+    if len(digits) > _MOST_DIGITS:
+        raise BadQuantity(f"a quantity has at most {_MOST_DIGITS} digits")
     value = Fraction(digits if digits[-1] != "." else digits[:-1]) * (-1 if sign == "-" else 1)
     if unit.endswith("i"):
         value *= 1024 ** _BINARY.index(unit)

@@ -9,6 +9,7 @@ import json
 from podwire_base.kube.conditions import condition, is_true
 from podwire_base.kube.meta import Object, annotations_of, deleting, labels, name, namespace
 from podwire_base.kube.times import timestamp
+from podwire_base.numerals import INT32, decimal
 
 from .base import Controller, Snapshot, Write, itself, owner_of, owner_reference, pod_ended
 
@@ -86,8 +87,14 @@ def resolve(value: object, replicas: int, *, up: bool) -> int:
     """
     if isinstance(value, int):
         return value
-    percent = int(str(value).rstrip("%"))
+    number = decimal(str(value).rstrip("%"), INT32)
+    percent = INT32 if number is None else number
     return -(-percent * replicas // 100) if up else percent * replicas // 100
+
+
+def _revision(found: Object) -> int:
+    """Return the revision of a ReplicaSet; 0 if its annotation, which everybody may write, is no number."""
+    return decimal(annotations_of(found).get(REVISION, "0"), INT32) or 0
 
 
 def _own_template(deployment: Object) -> Object:
@@ -206,16 +213,16 @@ def reconcile_deployment(wanted: str, snapshot: Snapshot, now: float) -> list[Wr
     if deployment is None or deleting(deployment):
         return []
     digest = template_hash(_own_template(deployment))
-    sets = sorted(snapshot.owned("ReplicaSet", deployment), key=lambda s: int(annotations_of(s).get(REVISION, "0")))
+    sets = sorted(snapshot.owned("ReplicaSet", deployment), key=_revision)
     new = next((s for s in sets if labels(s).get(HASH) == digest), None)
     old = [s for s in sets if s is not new]
-    latest = max((int(annotations_of(s).get(REVISION, "0")) for s in sets), default=0)
+    latest = max(map(_revision, sets), default=0)
     if new is None:
         first = int(deployment["spec"].get("replicas", 1)) if not old else 0
         return [_new_set(deployment, digest, latest + 1, first), *_status(deployment, None, sets, now)]
     changes: list[Write] = []
     # after a rollback to an older template, its ReplicaSet gets the highest revision number
-    if old and int(annotations_of(new).get(REVISION, "0")) < latest:
+    if old and _revision(new) < latest:
         changes.append(
             Write(
                 "patch",

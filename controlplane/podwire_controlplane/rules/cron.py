@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from podwire_base.numerals import INT32, decimal
+
 _FIELDS = (("minute", 0, 59), ("hour", 0, 23), ("day of month", 1, 31), ("month", 1, 12), ("day of week", 0, 6))
 _MONTHS = dict(
     zip(["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"], range(1, 13), strict=True)
@@ -37,9 +39,10 @@ def _field(word: str, what: str, low: int, high: int) -> frozenset[int]:
 def _number(text: str, what: str, names: dict[str, int]) -> int:
     if text.lower() in names:
         return names[text.lower()]
-    if not text.isascii() or not text.isdigit():
+    number = decimal(text, INT32)
+    if number is None:
         raise BadSchedule(f"failed to parse {what}: {text!r}")
-    return int(text)
+    return number
 
 
 def _part(part: str, what: str, low: int, high: int, names: dict[str, int]) -> range:

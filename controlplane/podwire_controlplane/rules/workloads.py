@@ -8,6 +8,7 @@ from typing import Any
 
 from podwire_base.kube.meta import Object, labels
 from podwire_base.kube.selectors import label_selector as parse_selector
+from podwire_base.numerals import INT32, decimal
 
 from . import fields, meta, pods
 from .cron import BadSchedule, parse
@@ -33,7 +34,7 @@ def int_or_percent(path: str, value: Any) -> Causes:
 
 
 def at_most_all(path: str, value: Any) -> Causes:
-    if isinstance(value, str) and not fields.percent(value) and int(value[:-1]) > 100:
+    if isinstance(value, str) and not fields.percent(value) and _share(value) > 100:
         yield invalid(path, value, "must not be greater than 100%")
 
 
@@ -41,7 +42,10 @@ def _share(value: Any) -> int:
     """Return the number of a count or percentage, 0 for what is neither."""
     if isinstance(value, int):
         return value
-    return int(value[:-1]) if isinstance(value, str) and not fields.percent(value) else 0
+    if not isinstance(value, str) or fields.percent(value):
+        return 0
+    number = decimal(value[:-1], INT32)
+    return INT32 if number is None else number
 
 
 def _matches(selector: Object | None, template: Object) -> bool | None:
