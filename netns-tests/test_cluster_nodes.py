@@ -9,8 +9,10 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
+from dnslib import DNSRecord
 
 from lab.cluster import cluster
 from lab.patience import patient
@@ -145,6 +147,43 @@ def test_a_node_that_is_stopped_can_be_removed(lab: DemoLab) -> None:
     assert found is not None and (found.names, found.stopped) == (("node1", "node3"), ())
 
 
+def reached(lab: DemoLab, pod: Pod, address: str, port: int) -> bool:
+    return lab.tcp(pod.netns, address, port).ok
+
+
+def both_families_of_a_service(lab: DemoLab, pod: Pod) -> None:
+    """A NodePort Service of both families: its addresses, the node's port, its names, and what one family alone has."""
+    assert lab.get("ServiceCIDR", "kubernetes", "")["spec"]["cidrs"] == ["10.78.0.0/24", "fd00:78::/112"]
+    spec = "type: NodePort, selector: {app: MyApp}, ports: [{port: 80, targetPort: 9376}], ipFamilyPolicy: "
+    text = f"apiVersion: v1\nkind: Service\nmetadata: {{name: web}}\nspec: {{{spec}POLICY}}"
+    lab.run_tool("apply", "-f", "-", stdin=text.replace("POLICY", "RequireDualStack"))
+    found = lab.get("Service", "web")["spec"]
+    fourth, sixth = found["clusterIPs"]
+    assert found["ipFamilies"] == ["IPv4", "IPv6"]
+    assert ipaddress.ip_address(fourth) in ipaddress.ip_network("10.78.0.0/24")
+    assert ipaddress.ip_address(sixth) in ipaddress.ip_network("fd00:78::/112")
+    for address, port in ((fourth, 80), (sixth, 80), ("fd70:6f64:7769::c", found["ports"][0]["nodePort"])):
+        wait_for(partial(reached, lab, pod, address, port), 20)
+    server = lab.config.dns_address
+    wait_for(lambda: names(lab, pod, server, "web.default.svc.cluster.local") == {fourth, sixth}, 20)
+    lab.run_tool("apply", "-f", "-", stdin=text.replace("POLICY", "SingleStack"))
+    wait_for(lambda: not lab.tcp(pod.netns, sixth, 80, 1).ok, 20)
+    assert lab.tcp(pod.netns, fourth, 80).ok
+    wait_for(lambda: names(lab, pod, server, "web.default.svc.cluster.local") == {fourth}, 20)
+
+
+def names(lab: DemoLab, pod: Pod, server: str, name: str) -> set[str]:
+    """Return the A and AAAA records of a name, as the pod gets them."""
+
+    def ask(kind: str) -> set[str]:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.settimeout(patient(3))
+            sock.sendto(DNSRecord.question(name, kind).pack(), (server, 53))
+            return {str(row.rdata) for row in DNSRecord.parse(sock.recv(4096)).rr}
+
+    return call_in(pod.netns, lambda: ask("A") | ask("AAAA"))
+
+
 def test_ranges_and_both_families_of_pods() -> None:
     """--cluster-cidr of two families, --service-cidr and --node-cidr-mask-size, as pods and the API show them."""
     config = ClusterConfig(
@@ -154,6 +193,7 @@ def test_ranges_and_both_families_of_pods() -> None:
         cluster_cidr="10.77.0.0/20",
         cluster_cidr6="fd00:77::/56",
         service_cidr="10.78.0.0/24",
+        service_cidr6="fd00:78::/112",
         node_cidr_mask_size=22,
     )
     with cluster(config=config) as lab:
@@ -185,3 +225,4 @@ def test_ranges_and_both_families_of_pods() -> None:
 
         wait_for(answers, 20)  # the server saw the client's own address
         assert lab.tcp(one.netns, two.address, 9376).ok
+        both_families_of_a_service(lab, one)

@@ -11,6 +11,7 @@ import ipaddress
 import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from podwire_base.kube.errors import Cause
 from podwire_base.kube.meta import Object, key
@@ -25,6 +26,16 @@ class Exhausted(Exception):
     """No address, port or subnet is free. The message names the range."""
 
 
+def service_ranges(text: str) -> tuple[Network, ...]:
+    """Parse --service-cidr: one range, or one of each IP family after a comma; the first one's family is the default
+    one. Raises ValueError.
+    """
+    ranges = tuple(ipaddress.ip_network(part.strip()) for part in text.split(","))
+    if len(ranges) > 2 or len({network.version for network in ranges}) < len(ranges):
+        raise ValueError(f"{text!r}: give one range of Service addresses, or one IPv4 and one IPv6 range after a comma")
+    return ranges
+
+
 def _static_band(network: Network) -> int:
     """Return the number of addresses at the bottom of the range that are allocated last: min(max(16, size / 16), 256)
     (KEP-3070).
@@ -34,12 +45,14 @@ def _static_band(network: Network) -> int:
 
 @dataclass(slots=True)
 class ServiceAllocator:
-    """addresses: ClusterIP -> key of its Service. ports: NodePort -> key of its Service. draw(n): returns a
-    number from 0 to n - 1.
+    """cidr: the Service range, of the default IP family. second: the range of the other family, None: single-stack.
+    addresses: ClusterIP -> key of its Service. ports: NodePort -> key of its Service. draw(n): returns a number from 0
+    to n - 1.
     """
 
     cidr: Network
     node_ports: range = range(30000, 32768)
+    second: Network | None = None
     addresses: dict[str, str] = field(default_factory=dict)
     ports: dict[int, str] = field(default_factory=dict)
     draw: Callable[[int], int] = random.randrange
@@ -62,7 +75,14 @@ class ServiceAllocator:
     @property
     def families(self) -> tuple[str, ...]:
         """The IP families of the cluster's Services, the default one first."""
-        return (f"IPv{self.cidr.version}",)
+        return tuple(f"IPv{network.version}" for network in self.ranges)
+
+    @property
+    def ranges(self) -> tuple[Network, ...]:
+        return (self.cidr,) if self.second is None else (self.cidr, self.second)
+
+    def _range(self, family: str) -> Network:
+        return next(network for network in self.ranges if family == f"IPv{network.version}")
 
     def prepare(self, service: Object, before: Object | None) -> list[Cause]:
         """Set the fields of addresses and families that follow from others, and return the errors in those."""
@@ -75,18 +95,17 @@ class ServiceAllocator:
         causes = []
         for address in _addresses(service):
             where = "spec.clusterIPs"
-            if ipaddress.ip_address(address) not in self.cidr:
+            cidr = self._range(ipfamilies.family_of(address))
+            if ipaddress.ip_address(address) not in cidr:
                 causes.append(
                     Cause(
                         where,
-                        f"{address} is outside the Service range {self.cidr}; leave the field empty "
+                        f"{address} is outside the Service range {cidr}; leave the field empty "
                         "to get a free address, or choose one inside the range",
                     )
                 )
-            elif ipaddress.ip_address(address) in (self.cidr.network_address, self.cidr.broadcast_address):
-                causes.append(
-                    Cause(where, f"{address} is the network or broadcast address of {self.cidr}; choose another")
-                )
+            elif ipaddress.ip_address(address) in unusable(cidr):
+                causes.append(Cause(where, f"{address} is the network or broadcast address of {cidr}; choose another"))
             elif (holder := self.addresses.get(address)) not in (None, key(service)):
                 causes.append(
                     Cause(
@@ -112,10 +131,10 @@ class ServiceAllocator:
     def fill(self, service: Object) -> None:
         """Write free values into the empty fields of `service`. Raises Exhausted."""
         spec = service["spec"]
-        if spec.get("type") != "ExternalName" and not spec.get("clusterIP"):
-            spec["clusterIP"] = self._free_address()
-        if spec.get("clusterIP"):
-            spec["clusterIPs"] = spec.get("clusterIPs") or [spec["clusterIP"]]
+        if spec.get("type") != "ExternalName" and (spec.get("clusterIPs") or [""])[0] != "None":
+            held = list(spec.get("clusterIPs") or [])
+            held += [self._free_address(self._range(family)) for family in spec["ipFamilies"][len(held) :]]
+            spec["clusterIP"], spec["clusterIPs"] = held[0], held
         if spec.get("type") not in ("NodePort", "LoadBalancer"):
             return
         here = set(_ports(service))
@@ -138,17 +157,17 @@ class ServiceAllocator:
                 same[port["port"]] = port["nodePort"]
                 here.add(port["nodePort"])
 
-    def _free_address(self) -> str:
-        first, size = int(self.cidr.network_address), self.cidr.num_addresses
-        band = _static_band(self.cidr) if size > 32 else 1
+    def _free_address(self, cidr: Network) -> str:
+        first, size = int(cidr.network_address), cidr.num_addresses
+        band = _static_band(cidr) if size > 32 else 1
         upper = range(band, size - 1)
         start = self.draw(upper.stop - upper.start) if upper else 0  # len() fails above 2^63
         for order in (range(upper.start + start, upper.stop), range(upper.start, upper.start + start), range(1, band)):
             for offset in order:
-                address = str(type(self.cidr.network_address)(first + offset))
+                address = str(type(cidr.network_address)(first + offset))
                 if address not in self.addresses:
                     return address
-        raise Exhausted(f"no free address in the Service range {self.cidr}")
+        raise Exhausted(f"no free address in the Service range {cidr}")
 
     def _free_port(self, here: set[int]) -> int:
         start = self.draw(len(self.node_ports))
@@ -157,6 +176,11 @@ class ServiceAllocator:
             if port not in self.ports and port not in here:
                 return port
         raise Exhausted(f"no free NodePort in {self.node_ports.start}-{self.node_ports.stop - 1}")
+
+
+def unusable(network: Network) -> tuple[Any, ...]:
+    """Return the first and, of IPv4, the last address of a range: no Service gets them."""
+    return (network.network_address, network.broadcast_address)
 
 
 def _addresses(service: Object) -> list[str]:

@@ -12,6 +12,8 @@ from podwire_base.kube.meta import Object
 
 BOTH = ("IPv4", "IPv6")
 SINGLE, PREFER, REQUIRE = "SingleStack", "PreferDualStack", "RequireDualStack"
+_POLICY = "spec.ipFamilyPolicy"
+_PAIRS = ("clusterIPs", "ipFamilies")
 
 
 def family_of(address: str) -> str:
@@ -47,15 +49,23 @@ def fill(service: Object, before: Object | None, families: Sequence[str]) -> lis
     spec = service["spec"]
     if spec.get("type") == "ExternalName":
         return []
+    if before is not None and _keeps_preference(spec, before["spec"]):
+        return []
     headless = (spec.get("clusterIPs") or [spec.get("clusterIP")])[0] == "None"
     anything = headless and not spec.get("selector")  # endpoints that the user makes, of any family
     if not spec.get("ipFamilyPolicy"):
         old = (before or {}).get("spec", {}).get("ipFamilyPolicy")
         spec["ipFamilyPolicy"] = old or (REQUIRE if anything else SINGLE)
     policy = spec["ipFamilyPolicy"]
-    if before is not None and policy == SINGLE:
-        _downgrade(spec, before["spec"])
-    wanted, causes = _of_addresses(spec, families)
+    causes = _change(spec, before["spec"]) if before is not None else []
+    if policy == SINGLE:
+        causes += [
+            Cause(_POLICY, f"must be {REQUIRE} or {PREFER} where spec.{field} has two values")
+            for field in _PAIRS
+            if len(spec.get(field) or []) > 1
+        ]
+    wanted, wrong = _of_addresses(spec, families)
+    causes += wrong
     if not causes and not anything:
         causes = _configured(policy, wanted, families)
     if not causes:
@@ -64,6 +74,17 @@ def fill(service: Object, before: Object | None, families: Sequence[str]) -> lis
             wanted.append(_other(wanted[0]))
         spec["ipFamilies"] = wanted
     return causes
+
+
+def _keeps_preference(spec: Object, old: Object) -> bool:
+    """Whether an update leaves the families of a PreferDualStack Service alone: such a Service follows no change of the
+    cluster's ranges by itself.
+    """
+    return (
+        spec.get("type") == old.get("type")
+        and spec.get("ipFamilyPolicy") == PREFER == old.get("ipFamilyPolicy")
+        and all((spec.get(field) or []) == (old.get(field) or []) for field in _PAIRS)
+    )
 
 
 def _of_addresses(spec: Object, families: Sequence[str]) -> tuple[list[str], list[Cause]]:
@@ -91,8 +112,17 @@ def _configured(policy: str, wanted: Sequence[str], families: Sequence[str]) -> 
     ]
 
 
-def _downgrade(spec: Object, old: Object) -> None:
-    """A change to SingleStack drops the second address and family, where the client left both as they were."""
-    for field in ("clusterIPs", "ipFamilies"):
-        if len(spec.get(field) or []) > 1 and spec[field] == old.get(field):
-            spec[field] = spec[field][:1]
+def _change(spec: Object, old: Object) -> list[Cause]:
+    """A change to SingleStack drops the second address and family, where the client left both as they were. Under
+    another policy no client may drop them.
+    """
+    if spec["ipFamilyPolicy"] == SINGLE:
+        for field in _PAIRS:
+            if len(spec.get(field) or []) > 1 and spec[field] == old.get(field):
+                spec[field] = spec[field][:1]
+        return []
+    return [
+        Cause(_POLICY, f"must be {SINGLE} to release the second value of spec.{field}")
+        for field in _PAIRS
+        if spec.get(field) and len(spec[field]) < len(old.get(field) or [])
+    ]

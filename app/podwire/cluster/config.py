@@ -14,6 +14,7 @@ from podwire_base.kube.loadbalancer import parse as parse_pools
 
 BASE = Path("/run/podwire")
 MOST_NODES = 50
+PODS6 = "fd70:6f64:7770::/56"  # of pods, where only Services are said to have IPv6
 NETNS = Path("/run/netns")
 LAYOUT = 2  # of the run directory; 1: namespaces are mounts in /run/netns (podwire 0.2.0)
 MARKER = "PODWIRE_CLUSTER"  # environment variable of every process of a cluster; `down` finds the processes by it
@@ -32,6 +33,7 @@ class ClusterConfig:
     publish`. internet: the range of slirp4netns, through which pods reach the world outside; "": they do not.
     host_access: they reach this machine's own addresses too.
     layout: of the run directory. names: the nodes (default: node1 to nodeN); stopped: those that are switched off.
+    service_cidr6: IPv6 addresses for Services; "": Services have IPv4 only. With it, pods have IPv6 too.
     cluster_cidr6: IPv6 addresses for pods; "": pods have IPv4 only. node_cidr6: then the nodes' network. The mask sizes
     are the prefix lengths of each node's podCIDRs.
     """
@@ -42,6 +44,7 @@ class ClusterConfig:
     node_cidr: str = "172.30.0.0/24"
     cluster_cidr: str = "10.244.0.0/16"
     service_cidr: str = "10.96.0.0/16"
+    service_cidr6: str = ""
     cluster_cidr6: str = ""
     node_cidr6: str = "fd70:6f64:7769::/64"
     node_cidr_mask_size: int = 24
@@ -71,6 +74,7 @@ class ClusterConfig:
         nets = [self._net(field, 4) for field in ("node_cidr", "cluster_cidr", "service_cidr")]
         if self.cluster_cidr6:
             nets += [self._net(field, 6) for field in ("node_cidr6", "cluster_cidr6")]
+        nets += self._services6()
         self._check_sizes(nets)
         for server in self.upstream_dns:
             address, _, port = server.partition("#")
@@ -87,6 +91,16 @@ class ClusterConfig:
         for a, b in itertools.combinations(nets, 2):
             if a.version == b.version and a.overlaps(b):
                 raise BadConfig(f"{a} and {b} overlap: nodes, pods and Services need ranges of their own")
+
+    def _services6(self) -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
+        if not self.service_cidr6:
+            return []
+        if not self.cluster_cidr6:
+            raise BadConfig("service_cidr6: Services have IPv6 addresses only where pods do: give cluster_cidr6")
+        net = self._net("service_cidr6", 6)
+        if net.num_addresses < 16:
+            raise BadConfig(f"service_cidr6: {net} is too small: /124 or larger")
+        return [net]
 
     def _net(self, field: str, version: int) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
         try:
@@ -105,7 +119,7 @@ class ClusterConfig:
         if nets[2].num_addresses < 16:
             raise BadConfig(f"service_cidr: {nets[2]} is too small: /28 or larger; the DNS has its tenth address")
         sizes = [("node_cidr_mask_size", nets[1], self.node_cidr_mask_size, 29)]
-        sizes += [("node_cidr_mask_size_ipv6", net, self.node_cidr_mask_size_ipv6, 120) for net in nets[4:]]
+        sizes += [("node_cidr_mask_size_ipv6", net, self.node_cidr_mask_size_ipv6, 120) for net in nets[4:5]]
         for field, net, size, most in sizes:
             if not net.prefixlen <= size <= most:
                 raise BadConfig(f"{field}: {size}: from {net.prefixlen} (the pods' range is {net}) to {most}")
@@ -191,6 +205,10 @@ class ClusterConfig:
     @property
     def cluster_cidrs(self) -> tuple[str, ...]:
         return (self.cluster_cidr, *([self.cluster_cidr6] if self.cluster_cidr6 else ()))
+
+    @property
+    def service_cidrs(self) -> tuple[str, ...]:
+        return (self.service_cidr, *([self.service_cidr6] if self.service_cidr6 else ()))
 
     @property
     def node_cidrs(self) -> tuple[str, ...]:

@@ -34,7 +34,7 @@ def _roles(config: ClusterConfig, held: tuple[int, ...] = ()) -> list[Role]:
         data,
         (("127.0.0.1", config.api_port, ""), (config.gateway, 6443, str(config.netns(network.SWITCH)))),
         (config.gateway, 6443),
-        config.service_cidr,
+        ",".join(config.service_cidrs),
         dns=(config.dns_address, config.cluster_domain),
         held=held,
     )
@@ -69,7 +69,7 @@ def _node_roles(config: ClusterConfig) -> list[Role]:
             config.node_dir(node),
             config.node_address(node),
             cluster_cidrs=config.cluster_cidrs,
-            service_cidrs=(config.service_cidr,),
+            service_cidrs=config.service_cidrs,
             dns_address=config.dns_address,
             cluster_domain=config.cluster_domain,
             upstream_dns=config.upstream_dns,

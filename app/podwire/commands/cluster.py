@@ -18,7 +18,7 @@ from podwire_base.role import watching
 from podwire_proxy import backends
 
 from ..cluster import credentials, internet, merging, outward, publisher
-from ..cluster.config import BadConfig, ClusterConfig
+from ..cluster.config import PODS6, BadConfig, ClusterConfig
 from ..cluster.lifecycle import READY, UpFailed, down_command, hold_port
 from ..cluster.lifecycle import down as take_down
 from ..cluster.lifecycle import up as bring_up
@@ -64,13 +64,13 @@ def interruptible() -> None:
         signal.signal(number, signal.default_int_handler)
 
 
-def _families(text: str) -> tuple[str, str]:
-    """Return the IPv4 range and the IPv6 range ("": none) of --cluster-cidr. They may come in any order."""
+def _families(field: str, text: str) -> tuple[str, str]:
+    """Return the IPv4 range and the IPv6 range ("": none) of an option. They may come in any order."""
     ranges = [part.strip() for part in text.split(",") if part.strip()]
     sixth = [part for part in ranges if ":" in part]
     fourth = [part for part in ranges if ":" not in part]
     if len(fourth) != 1 or len(sixth) > 1:
-        raise BadConfig(f"cluster_cidr: {text!r}: one IPv4 range, and if you like one IPv6 range after a comma")
+        raise BadConfig(f"{field}: {text!r}: one IPv4 range, and if you like one IPv6 range after a comma")
     return fourth[0], (sixth or [""])[0]
 
 
@@ -128,7 +128,13 @@ def _way_out(config: ClusterConfig, why: str) -> str:
     metavar="CIDR[,CIDR]",
     help="Pod addresses; an IPv4 and an IPv6 range make pods dual-stack.",
 )
-@click.option("--service-cidr", default=ClusterConfig.service_cidr, show_default=True, help="Service addresses (IPv4).")
+@click.option(
+    "--service-cidr",
+    default=ClusterConfig.service_cidr,
+    show_default=True,
+    metavar="CIDR[,CIDR]",
+    help="Service addresses; an IPv4 and an IPv6 range make Services and pods dual-stack.",
+)
 @click.option(
     "--node-cidr-mask-size",
     default=ClusterConfig.node_cidr_mask_size,
@@ -191,15 +197,18 @@ def up(
     try:
         publications = [parse(text) for text in publish]
         publisher.check_free(publications)
+        pods4, pods6 = _families("cluster_cidr", cluster_cidr)
+        services4, services6 = _families("service_cidr", service_cidr)
         port = hold_port(api_port)
         config = ClusterConfig(
             name=name,
             nodes=nodes,
             api_port=port.getsockname()[1],
             upstream_dns=upstream_dns,
-            cluster_cidr=_families(cluster_cidr)[0],
-            cluster_cidr6=_families(cluster_cidr)[1],
-            service_cidr=service_cidr,
+            cluster_cidr=pods4,
+            cluster_cidr6=pods6 or (PODS6 if services6 else ""),
+            service_cidr=services4,
+            service_cidr6=services6,
             node_cidr_mask_size=node_cidr_mask_size,
             node_cidr_mask_size_ipv6=node_cidr_mask_size_ipv6,
             bridge_nf=int(bridge_nf or -1),
@@ -225,7 +234,8 @@ def up(
         out.print(f"cluster [bold]{name}[/bold] with {nodes} nodes is ready {seconds}")
     config = made.config
     if config.cluster_cidr6:
-        out.print("  pods have IPv4 and IPv6 addresses; Services have IPv4 addresses only in this version")
+        services = "Services too (ipFamilyPolicy)" if config.service_cidr6 else "Services have IPv4 addresses only"
+        out.print(f"  pods have IPv4 and IPv6 addresses; {services}")
     out.print(f"  export KUBECONFIG={config.kubeconfig}", soft_wrap=True)
     out.print(f"  {_way_out(config, no_internet)}", soft_wrap=True)
     if publications:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import functools
 import ipaddress
+import itertools
 import json
 import secrets
 import socket
@@ -21,6 +22,7 @@ import click
 from podwire_base.kube.client import config as client_config
 from podwire_base.kube.client.http import ApiClient
 from podwire_base.kube.errors import ApiError, ConfigError, Refused
+from podwire_controlplane.allocators import service_ranges
 from podwire_controlplane.server import auth, identity, pki, tokens
 from podwire_controlplane.server import join as server_join
 
@@ -65,7 +67,7 @@ def write_credentials(
         authority = pki.Authority()
         pki.write_private(api / "ca.pem", authority.certificate)
         pki.write_private(api / "ca-key.pem", authority.pair.key)
-    first = str(ipaddress.ip_network(addresses.service_cidr)[1])
+    first = str(service_ranges(addresses.service_cidr)[0][1])
     names = [
         "localhost",
         "kubernetes",
@@ -133,9 +135,19 @@ def bound_token(api: Path, node: str, hours: float) -> str:
     help="The control plane's files: certificates, tokens, store.",
 )
 @click.option(
-    "--cluster-cidr", default="10.244.0.0/16", show_default=True, help="Pod addresses; each node gets a /24 of them."
+    "--cluster-cidr",
+    default="10.244.0.0/16",
+    show_default=True,
+    metavar="CIDR[,CIDR]",
+    help="Pod addresses; each node gets a /24 of them, and a /64 of an IPv6 range.",
 )
-@click.option("--service-cidr", default="10.96.0.0/16", show_default=True, help="Service addresses.")
+@click.option(
+    "--service-cidr",
+    default="10.96.0.0/16",
+    show_default=True,
+    metavar="CIDR[,CIDR]",
+    help="Service addresses; an IPv4 and an IPv6 range make Services dual-stack.",
+)
 @click.option("--dns-address", default=None, help="Default: the tenth Service address.")
 @click.option("--cluster-domain", default="cluster.local", show_default=True, help="The DNS zone of the cluster.")
 @click.option(
@@ -178,10 +190,13 @@ def init(
     if token is not None and len(token) < server_join.MIN_TOKEN:
         raise Failed(f"--token: has {len(token)} characters; at least {server_join.MIN_TOKEN} are needed")
     try:
-        services, pods = ipaddress.ip_network(service_cidr), ipaddress.ip_network(cluster_cidr)
-        if services.overlaps(pods):
-            raise ValueError(f"{services} and {pods} overlap")
-        dns = str(ipaddress.ip_address(dns_address)) if dns_address else str(services[10])
+        services, pods = service_ranges(service_cidr), service_ranges(cluster_cidr)
+        for one, other in itertools.product(services, pods):
+            if one.version == other.version and one.overlaps(other):
+                raise ValueError(f"{one} and {other} overlap")
+        if missing := {one.version for one in services} - {one.version for one in pods}:
+            raise ValueError(f"Services have IPv{missing.pop()} addresses only where pods do")
+        dns = str(ipaddress.ip_address(dns_address)) if dns_address else str(services[0][10])
     except (ValueError, IndexError) as error:
         raise Failed(f"--cluster-cidr, --service-cidr or --dns-address: {error}") from error
     addresses = server_join.Addresses(cluster_cidr, service_cidr, dns, cluster_domain)

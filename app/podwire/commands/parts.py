@@ -187,8 +187,8 @@ def agent_config(
         kubeconfig or None,
         run_dir,
         address,
-        cluster_cidr,
-        service_cidr,
+        _ranges(cluster_cidr),
+        _ranges(service_cidr),
         dns_address,
         cluster_domain,
         upstream_dns,
@@ -207,6 +207,11 @@ def agent_config(
     )
 
 
+def _ranges(values: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the ranges of a repeatable option; those of `podwire join` have both families after a comma."""
+    return tuple(part.strip() for value in values for part in value.split(","))
+
+
 @click.command()
 @click.option(
     "--data",
@@ -223,7 +228,12 @@ def agent_config(
     metavar="ADDRESS:PORT",
     help="Endpoint of Service default/kubernetes; default: that of --listen.",
 )
-@click.option("--service-cidr", help="Default: as `podwire init` wrote it in --data, else 10.96.0.0/16.")
+@click.option(
+    "--service-cidr",
+    metavar="CIDR[,CIDR]",
+    help="An IPv4 and an IPv6 range make Services dual-stack. Default: as `podwire init` wrote it in --data, else "
+    "10.96.0.0/16.",
+)
 @click.option("--dns-address", help="Address for the Service kube-dns; default: as in --data, else no Service.")
 @click.option(
     "--event-ttl", default="1h0m0s", show_default=True, metavar="DURATION", help="Events are deleted this long after."

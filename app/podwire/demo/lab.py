@@ -74,7 +74,7 @@ def wait_for(look: Callable[[], T], seconds: float = 15.0, every: float = 0.05) 
 def _ask(kind: int, address: str, port: int, timeout: float) -> Answer:
     begin = time.monotonic()
     try:
-        with socket.socket(socket.AF_INET, kind) as sock:
+        with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, kind) as sock:
             sock.settimeout(patient(timeout))
             sock.connect((address, port))
             if kind == socket.SOCK_DGRAM:

@@ -31,6 +31,7 @@ from podwire.main import cli
         ("cluster_cidr6", "10.8.0.0/16"),
         ("service_cidr", "fd00::/112"),
         ("service_cidr", "10.96.0.0/29"),
+        ("service_cidr6", "fd00:96::/112"),
         ("node_cidr_mask_size", 15),
         ("node_cidr_mask_size", 30),
         ("node_cidr_mask_size", 17),
@@ -55,6 +56,16 @@ def test_pods_of_both_families_get_nodes_of_both() -> None:
         ClusterConfig(cluster_cidr6="fd70::/16", node_cidr_mask_size_ipv6=64)
     with pytest.raises(BadConfig, match="node_cidr_mask_size_ipv6: 40: from 56"):
         ClusterConfig(cluster_cidr6="fd00::/56", node_cidr_mask_size_ipv6=40)
+
+
+def test_services_of_both_families() -> None:
+    pods = "fd00:10:244::/56"
+    made = ClusterConfig(cluster_cidr6=pods, service_cidr6="fd00:10:96::/112")
+    assert made.service_cidrs == ("10.96.0.0/16", "fd00:10:96::/112") and parse(made.to_json()) == made
+    assert made.dns_address == "10.96.0.10" and ClusterConfig().service_cidrs == ("10.96.0.0/16",)
+    for bad, words in (("10.0.0.0/16", "IPv6 range"), ("fd00::/125", "too small"), ("fd00:10:244::/112", "overlap")):
+        with pytest.raises(BadConfig, match=words):
+            ClusterConfig(cluster_cidr6=pods, service_cidr6=bad)
 
 
 def test_ranges_must_not_overlap() -> None:
@@ -97,6 +108,8 @@ def test_a_saved_record_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         (("up", "--cluster-cidr", "fd00::/56"), "cluster_cidr:"),
         (("up", "--node-cidr-mask-size", "9"), "node_cidr_mask_size:"),
         (("up", "--service-cidr", "10.96.0.0/30"), "service_cidr:"),
+        (("up", "--service-cidr", "fd00::/112,fd01::/112"), "service_cidr:"),
+        (("up", "--service-cidr", "10.96.0.0/16,fd00::/125"), "service_cidr6:"),
         (("up", "--upstream-dns", "bogus"), "upstream_dns:"),
         (("demo", "--nodes", "51"), "nodes:"),
         (("up", "--api-port", "70000"), "--api-port"),

@@ -48,7 +48,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, int]]
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    ranges = ("--service-cidr", "10.97.0.0/16", "--cluster-cidr", "10.200.0.0/16")
+    services, pods = "10.97.0.0/16,fd00:97::/112", "10.200.0.0/16,fd00:200::/56"
+    ranges = ("--service-cidr", services, "--cluster-cidr", pods)
     assert init(data, port, "--token", TOKEN, *ranges).exit_code == 0
     server = subprocess.Popen(
         [
@@ -104,8 +105,8 @@ def test_a_machine_joins(made: tuple[Path, int], tmp_path: Path) -> None:
     assert settings == {
         "PODWIRE_KUBECONFIG": "/etc/podwire/node.kubeconfig",
         "PODWIRE_NODE_NAME": "n2",
-        "PODWIRE_CLUSTER_CIDR": "10.200.0.0/16",
-        "PODWIRE_SERVICE_CIDR": "10.97.0.0/16",
+        "PODWIRE_CLUSTER_CIDR": "10.200.0.0/16,fd00:200::/56",
+        "PODWIRE_SERVICE_CIDR": "10.97.0.0/16,fd00:97::/112",
         "PODWIRE_DNS_ADDRESS": "10.97.0.10",
         "PODWIRE_CLUSTER_DOMAIN": "cluster.local",
     }
@@ -244,6 +245,9 @@ def test_init_twice_keeps_the_ca_and_follows_addresses(tmp_path: Path) -> None:
         (["--token", "short"], "--token"),
         (["--token-hours", "25"], "--token-hours"),
         (["--service-cidr", "10.244.1.0/24"], "overlap"),
+        (["--service-cidr", "10.96.0.0/16,10.97.0.0/16"], "IPv6 range after a comma"),
+        (["--service-cidr", "10.96.0.0/16,fd00::/112"], "only where pods do"),
+        (["--service-cidr", "10.96.0.0/16,fd00::/112", "--cluster-cidr", "10.8.0.0/16,fd00::/56"], "overlap"),
         (["--dns-address", "x"], "--dns-address"),
         (["--also", "x"], "--also"),
         (["--data-dir", "/proc/no"], "/proc/no"),

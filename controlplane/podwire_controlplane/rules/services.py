@@ -46,10 +46,10 @@ def cluster_fields(service: Object) -> Causes:
             yield duplicate(f"spec.ipFamilies[{n}]", family)
     if policy is not None:
         yield from one_of("spec.ipFamilyPolicy", policy, (PREFER, REQUIRE, SINGLE))
-    yield from _cluster_ips(spec, ips, families, policy)
+    yield from _cluster_ips(spec, ips, families)
 
 
-def _cluster_ips(spec: Object, ips: list[str], families: list[str], policy: Any) -> Causes:
+def _cluster_ips(spec: Object, ips: list[str], families: list[str]) -> Causes:
     one = spec.get("clusterIP") or ""
     if ips and not one:
         yield required("spec.clusterIP", "must be set when `clusterIPs` is set")
@@ -74,10 +74,6 @@ def _cluster_ips(spec: Object, ips: list[str], families: list[str], policy: Any)
             yield invalid(
                 f"spec.clusterIPs[{n}]", text, f"expected an {family} value as indicated by `ipFamilies[{n}]`"
             )
-    if len(ips) > 1 and policy == SINGLE:
-        yield invalid(
-            "spec.ipFamilyPolicy", policy, "may not be 'SingleStack' when multiple 'clusterIPs' are specified"
-        )
 
 
 def _ports(spec: Object) -> Causes:
@@ -232,23 +228,39 @@ def service(obj: Object) -> Causes:
 
 
 def service_update(obj: Object, before: Object) -> Causes:
-    """The first address and family stay, unless the type changes from or to ExternalName."""
+    """What an update may not change. With a type ExternalName on either side, it may change all addresses."""
     new, old = obj["spec"], before["spec"]
-    if "ExternalName" in (new.get("type"), old.get("type")):
-        return
-    for n, was in enumerate((old.get("clusterIPs") or [])[:1]):
-        ours = (new.get("clusterIPs") or [""])[n]
-        if was and ours != was:
-            why = "may not change once set: delete the Service and create it again (field is immutable)"
-            yield invalid(f"spec.clusterIPs[{n}]", ours, why)
-    for n, was in enumerate((old.get("ipFamilies") or [])[:1]):
-        found = new.get("ipFamilies") or []
-        if not found or found[n] != was:
-            yield invalid(f"spec.ipFamilies[{n}]", found, "primary ipFamily can not be changed")
+    if "ExternalName" not in (new.get("type"), old.get("type")):
+        yield from _kept_addresses(new, old)
     if old.get("type") == new.get("type") == "LoadBalancer" and old.get("loadBalancerClass") != new.get(
         "loadBalancerClass"
     ):
         yield meta.immutable("spec.loadBalancerClass", new.get("loadBalancerClass"))
+
+
+def _kept_addresses(new: Object, old: Object) -> Causes:
+    """Addresses and families stay; a second one may come and go (validateUpgradeDowngradeClusterIPs). Families of a
+    headless Service may change.
+    """
+    were, ours = (spec.get("clusterIPs") or [] for spec in (old, new))
+    headless = [found[:1] == ["None"] for found in (were, ours)]
+    if headless == [True, True]:
+        return
+    why = "may not change once set: delete the Service and create it again (field is immutable)"
+    yield from _same_start("spec.clusterIPs", ours, were, why)
+    if not any(headless):
+        yield from _same_start(
+            "spec.ipFamilies", new.get("ipFamilies") or [], old.get("ipFamilies") or [], "may not change once set"
+        )
+
+
+def _same_start(path: str, ours: list[str], were: list[str], why: str) -> Causes:
+    """Two lists of one length are equal. Where the lengths differ, the first values are."""
+    if were and not ours:
+        yield invalid(f"{path}[0]", ours, "the first value can not be unset")
+    for n, (now, was) in enumerate(zip(ours, were, strict=False)):
+        if now != was and (n == 0 or len(ours) == len(were)):
+            yield invalid(f"{path}[{n}]", ours, why)
 
 
 def load_balancer_status(path: str, status: Object, spec: Object | None) -> Causes:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import ipaddress
 import json
 import socket
 import sqlite3
@@ -23,9 +22,9 @@ from podwire_base.kube.times import timestamp
 from podwire_base.role import beat, logs
 from podwire_base.role.run import main, notify, stop_event
 
-from ..allocators import ServiceAllocator
+from ..allocators import ServiceAllocator, service_ranges
 from ..store.sqlite import SqliteStore
-from . import auth, backups, eventttl, join
+from . import auth, backups, eventttl, join, servicecidrs
 from .app import make_app
 from .identities import Identities
 from .listening import KEEPALIVE_SECONDS, Guard, Listening
@@ -40,6 +39,7 @@ SWEEP_SECONDS, SWEEP_AGAIN = 10.0, 0.1  # between two sweeps of old Events
 class ServerConfig:
     """data: directory of store, certificates and tokens. listen: (address, port, path of a network namespace or "").
 
+    service_cidr: the range of Service addresses; two, of both IP families, after a comma: the first is the default one.
     advertise: the (address, port) behind the Service default/kubernetes. dns: (address, domain) of the cluster DNS. The
     Service kube-dns gives the cluster DNS a name; the DNS server of each node answers at this address.
 
@@ -106,7 +106,9 @@ async def bootstrap(objects: Objects, config: ServerConfig) -> None:
     for name in ("default", "kube-system", "kube-public", "kube-node-lease"):
         await _ensure(objects, Scope(of("Namespace"), ""), {"metadata": {"name": name}})
     address, port = config.advertise
-    first = str(next(ipaddress.ip_network(config.service_cidr).hosts()))
+    ranges = service_ranges(config.service_cidr)
+    await servicecidrs.ensure(objects, [str(network) for network in ranges])
+    first = str(ranges[0][1])
     await _ensure(
         objects,
         Scope(of("Service"), "default"),
@@ -184,8 +186,9 @@ async def serve(config: ServerConfig, ready: Callable[[], None] | None = None) -
     """Serve the API until SIGTERM or SIGINT. Calls `ready` when the sockets are open."""
     store = SqliteStore(config.data / "store.db")
     low, high = config.node_ports
-    network = ipaddress.ip_network(config.service_cidr)
-    objects = Objects(store, ServiceAllocator(network, range(low, high + 1)))
+    ranges = service_ranges(config.service_cidr)
+    second = ranges[1] if len(ranges) > 1 else None
+    objects = Objects(store, ServiceAllocator(ranges[0], range(low, high + 1), second))
     await objects.start()
     await bootstrap(objects, config)
     identities, guard = Identities(store), Guard()

@@ -160,7 +160,7 @@ class ServiceStrategy(Strategy):
 
 
 def keep_allocations(before: Object, after: Object) -> None:
-    """Copy clusterIP and nodePort from `before` if the client leaves them out (Service update semantics)."""
+    """Copy addresses and ports from `before` if the client leaves them out (patchAllocatedValues, upstream)."""
     old, new = before["spec"], after.get("spec") or {}
     if new.get("type") == "ExternalName":
         for field in _NAMED:
@@ -169,23 +169,26 @@ def keep_allocations(before: Object, after: Object) -> None:
     elif old.get("type") == "ExternalName":
         if new.get("externalName") == old.get("externalName"):
             new.pop("externalName", None)
-    elif not new.get("clusterIP"):
-        new |= {field: old[field] for field in ("clusterIP", "clusterIPs") if old.get(field)}
-    elif new.get("clusterIPs") == old.get("clusterIPs") or not new.get("clusterIPs"):
-        new["clusterIPs"] = [new["clusterIP"]]
-    if new.get("type") != "ExternalName":
-        new |= {f: old[f] for f in ("ipFamilies", "ipFamilyPolicy") if not new.get(f) and old.get(f)}
+    else:
+        if not new.get("clusterIP") and old.get("clusterIP"):
+            new["clusterIP"] = old["clusterIP"]
+        if not new.get("clusterIPs") and old.get("clusterIPs") and new.get("clusterIP") == old.get("clusterIP"):
+            new["clusterIPs"] = list(old["clusterIPs"])
     _drop_unneeded(old, new)
     if new.get("type", "ClusterIP") in ("NodePort", "LoadBalancer"):
         _keep_ports(old, new)
 
 
 def _keep_ports(old: Object, new: Object) -> None:
-    held = {(p.get("protocol", "TCP"), p["port"]): p["nodePort"] for p in old.get("ports") or [] if p.get("nodePort")}
-    for port in new.get("ports") or []:
-        kept = held.get((port.get("protocol", "TCP"), port.get("port")))
-        if kept and not port.get("nodePort"):
+    """A port without nodePort gets the one that the former port of its name had, unless another port asks for it."""
+    rows = new.get("ports") or []
+    held = {p.get("name") or "": p["nodePort"] for p in old.get("ports") or [] if p.get("nodePort")}
+    used = set(held.values()) & {p.get("nodePort") for p in rows}
+    for port in rows:
+        kept = held.get(port.get("name") or "")
+        if kept and not port.get("nodePort") and kept not in used:
             port["nodePort"] = kept
+            used.add(kept)
     health = new.get("healthCheckNodePort") or old.get("healthCheckNodePort")
     if health and new.get("externalTrafficPolicy") == "Local" and new["type"] == "LoadBalancer":
         new["healthCheckNodePort"] = health

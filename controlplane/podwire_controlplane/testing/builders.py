@@ -34,10 +34,18 @@ def snapshot(*objects: Object) -> Snapshot:
 class World:
     """`Objects` over a store, with a clock that tests advance; methods take kinds and names instead of scopes."""
 
-    def __init__(self, store: Store | None = None, cidr: str = CIDR, node_ports: range = range(30000, 30010)) -> None:
+    def __init__(
+        self,
+        store: Store | None = None,
+        cidr: str = CIDR,
+        node_ports: range = range(30000, 30010),
+        second: str = "",
+    ) -> None:
         self.now = NOW
         self.store: Store = store or MemoryStore()
-        self.allocator = ServiceAllocator(ipaddress.ip_network(cidr), node_ports)
+        self.allocator = ServiceAllocator(
+            ipaddress.ip_network(cidr), node_ports, ipaddress.ip_network(second) if second else None
+        )
         self.objects = Objects(self.store, self.allocator, lambda: self.now)
 
     async def start(self) -> World:

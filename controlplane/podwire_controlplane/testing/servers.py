@@ -41,14 +41,18 @@ TOKENS = {
 class Server(InThread):
     """Use as `with Server() as server:`. The server's event loop creates the store and closes it at the end."""
 
-    def __init__(self, make: Callable[[], MemoryStore] = MemoryStore, port: int = 0) -> None:
+    def __init__(self, make: Callable[[], MemoryStore] = MemoryStore, port: int = 0, second: str = "") -> None:
+        """second: the IPv6 range of Services, "" for none."""
         super().__init__()
         self.make, self.port = make, port
+        self.allocator = ServiceAllocator(
+            ipaddress.ip_network("10.96.0.0/16"), second=ipaddress.ip_network(second) if second else None
+        )
         self.objects: Objects
 
     async def _start(self) -> None:
         self.store = self.make()
-        self.objects = Objects(self.store, ServiceAllocator(ipaddress.ip_network("10.96.0.0/16")))
+        self.objects = Objects(self.store, self.allocator)
         await self.objects.start()
         for space in ("default", "kube-system", "kube-node-lease"):
             scope = Scope(of("Namespace"), "", space)

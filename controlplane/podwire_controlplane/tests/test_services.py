@@ -248,9 +248,17 @@ async def _services(world: World) -> Any:
         yield await world.get("Service", item.key.rsplit("/", 1)[1])
 
 
+def in_both(work: Any) -> None:
+    """A cluster with an IPv4 and an IPv6 range of Services."""
+
+    async def body() -> None:
+        await work(await World(second="fd00:10:96::/112").start())
+
+    run(body())
+
+
 def in_world_small(work: Any) -> None:
     """The range is a /28 with three node ports, so that the sequences exhaust both."""
-    from podwire_base.testing.builders import run
 
     async def body() -> None:
         await work(await World(cidr="10.96.0.0/28", node_ports=range(30000, 30003)).start())
@@ -267,6 +275,7 @@ def _allocator(cidr: str, draw: Any = lambda n: 0) -> ServiceAllocator:
 
 def _fill(books: ServiceAllocator, own: str) -> str:
     obj = stored(service(own))
+    assert books.prepare(obj, None) == []
     books.fill(obj)
     books.observe(None, obj)
     return str(obj["spec"]["clusterIP"])
