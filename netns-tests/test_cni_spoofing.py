@@ -21,7 +21,7 @@ from scapy.layers.l2 import ARP, Ether
 from scapy.packet import Packet, Raw
 
 from lab.cnicluster import OUTSIDE, Cluster, two_nodes
-from lab.cniframes import OUTSIDE6, Pod, arrived, entries, gateway, pod, truths
+from lab.cniframes import OUTSIDE6, Pod, arrived, emit, entries, gateway, pod, truths
 from lab.cninode import wait_until
 from lab.netns import NetNS
 from podwire_base.kernel.reasons import Reason, reason_of, without_reason
@@ -101,6 +101,15 @@ def test_what_is_dropped_is_counted_with_its_reason(cluster: Cluster) -> None:
         "a pod says that it is a router that redirects": 0,
         "a pod says that it has an address that is not its own": 1,
     }
+
+
+def test_reserved_group_addresses_end_at_the_port(cluster: Cluster) -> None:
+    """ARP and unknown types pass no hook of IP: the bridge table drops and counts these frames."""
+    a, why = pod(cluster, "a"), "a pod sends to a reserved group address of 802.1D"
+    before = drops(cluster)[why]
+    tail = (ARP(op=1, hwsrc=a.mac, psrc=a.ip, pdst="10.244.1.1"), Raw(b"<an unknown type>"))
+    emit(a, *(Ether(src=a.mac, dst=f"01:80:c2:00:00:{n:02x}") / end for n in (3, 0x0D, 0x0F) for end in tail))
+    wait_until(lambda: drops(cluster)[why] == before + 6, "all six are counted")
 
 
 def drops(cluster: Cluster) -> dict[str, int]:
