@@ -181,6 +181,30 @@ def ingress_class(ingress: Object, found: Found) -> None:
         ingress["spec"]["ingressClassName"] = chosen
 
 
+# ---- protection of storage, nodes that are new
+
+NOT_READY = "node.kubernetes.io/not-ready"
+PROTECTED = {  # kind -> the finalizer that the controllers of protection.py remove when nothing uses the object
+    "PersistentVolume": "kubernetes.io/pv-protection",
+    "PersistentVolumeClaim": "kubernetes.io/pvc-protection",
+    "VolumeAttributesClass": "kubernetes.io/vac-protection",
+}
+
+
+def protect(obj: Object, _found: Found) -> None:
+    held = obj["metadata"].get("finalizers") or []
+    if PROTECTED[obj["kind"]] not in held:
+        obj["metadata"]["finalizers"] = [*held, PROTECTED[obj["kind"]]]
+
+
+def not_ready(node: Object, _found: Found) -> None:
+    """A new node gets no pods until the node lifecycle controller has seen it ready."""
+    spec = node.setdefault("spec", {})
+    held = spec.get("taints") or []
+    if not any(t.get("key") == NOT_READY and t.get("effect") == "NoSchedule" for t in held):
+        spec["taints"] = [*held, {"key": NOT_READY, "effect": "NoSchedule"}]
+
+
 # (group, kind) -> plugins that change a new object, in upstream's order
 MUTATING: dict[tuple[str, str], tuple[Plugin, ...]] = {
     ("", "Pod"): (
@@ -190,8 +214,11 @@ MUTATING: dict[tuple[str, str], tuple[Plugin, ...]] = {
         Plugin(tolerations),
         Plugin(runtime_class, ("RuntimeClass",)),
     ),
-    ("", "PersistentVolumeClaim"): (Plugin(storage_class, ("StorageClass",)),),
+    ("", "Node"): (Plugin(not_ready),),
+    ("", "PersistentVolume"): (Plugin(protect),),
+    ("", "PersistentVolumeClaim"): (Plugin(storage_class, ("StorageClass",)), Plugin(protect)),
     ("networking.k8s.io", "Ingress"): (Plugin(ingress_class, ("IngressClass",)),),
+    ("storage.k8s.io", "VolumeAttributesClass"): (Plugin(protect),),
 }
 # the same for updates: plugins that read nothing
 UPDATING: dict[tuple[str, str], tuple[Plugin, ...]] = {("", "Pod"): (Plugin(tolerations),)}

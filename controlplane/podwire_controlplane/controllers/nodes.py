@@ -63,9 +63,42 @@ def _with_condition(obj: Object, kind: str, status: str, reason: str, message: s
 # ---- lifecycle
 
 
+_TAINT = "node.kubernetes.io/"
+# (condition, status) -> the taint that keeps new pods away meanwhile
+_CONDITION_TAINTS = {
+    ("Ready", "False"): "not-ready",
+    ("Ready", "Unknown"): "unreachable",
+    ("MemoryPressure", "True"): "memory-pressure",
+    ("DiskPressure", "True"): "disk-pressure",
+    ("PIDPressure", "True"): "pid-pressure",
+    ("NetworkUnavailable", "True"): "network-unavailable",
+}
+_OURS = frozenset(_TAINT + name for name in (*_CONDITION_TAINTS.values(), "unschedulable"))
+
+
+def _tainted(node: Object) -> list[Write]:
+    """Give a node the NoSchedule taints of its conditions, and take away those of conditions that are over. The API
+    server gives a new node the taint not-ready, so a node without a condition Ready keeps it.
+    """
+    spec, status = node.get("spec") or {}, node.get("status") or {}
+    held = spec.get("taints") or []
+    pairs = [(c.get("type"), c.get("status")) for c in status.get("conditions") or []]
+    wanted = [_TAINT + row for pair, row in _CONDITION_TAINTS.items() if pair in pairs]
+    if not any(kind == "Ready" for kind, _ in pairs):
+        wanted.append(_TAINT + "not-ready")
+    if spec.get("unschedulable"):
+        wanted.append(_TAINT + "unschedulable")
+    mine = [t for t in held if t.get("effect") == "NoSchedule" and t.get("key") in _OURS]
+    if sorted(t["key"] for t in mine) == sorted(wanted):
+        return []
+    taints = [t for t in held if t not in mine] + [{"key": one, "effect": "NoSchedule"} for one in wanted]
+    change = {"metadata": {"resourceVersion": node["metadata"].get("resourceVersion")}, "spec": {"taints": taints}}
+    return [Write("patch", "Node", "", name(node), change, ", ".join(wanted) or "no taints")]
+
+
 def reconcile_lifecycle(wanted: str, snapshot: Snapshot, now: float) -> list[Write]:
-    """Set Ready=Unknown on a node that does not renew its Lease. Set Ready=False on its pods, so that Services do not
-    send traffic to them.
+    """Set the taints of a node's conditions, and Ready=Unknown on a node that does not renew its Lease. Set Ready=False
+    on the pods of a lost node, so that Services do not send traffic to them.
     """
     node, lease = snapshot.get("Node", wanted), snapshot.get("Lease", f"{LEASES}/{wanted}")
     if node is None:
@@ -76,8 +109,8 @@ def reconcile_lifecycle(wanted: str, snapshot: Snapshot, now: float) -> list[Wri
         ]
     renewed = (lease or {}).get("spec", {}).get("renewTime") or node["metadata"]["creationTimestamp"]
     if now - parse_time(renewed).timestamp() < GRACE:
-        return []
-    changes = []
+        return _tainted(node)
+    changes = _tainted(node)
     if condition(node, "Ready").get("status") not in (None, "Unknown"):
         changes.append(
             Write(

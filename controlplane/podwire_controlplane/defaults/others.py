@@ -47,6 +47,12 @@ def node(obj: Object) -> None:
     status = obj.setdefault("status", {})
     if status.get("capacity"):
         status["allocatable"] = {**status["capacity"], **(status.get("allocatable") or {})}
+    spec = obj.get("spec") or {}
+    one, every = spec.get("podCIDR"), spec.get("podCIDRs") or []
+    if one and (not every or every[0] != one):  # the first of podCIDRs is podCIDR; older writers know only that
+        spec["podCIDRs"] = [one]
+    elif every and not one:
+        spec["podCIDR"] = every[0]
 
 
 def secret(obj: Object) -> None:

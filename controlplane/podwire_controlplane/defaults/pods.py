@@ -163,9 +163,20 @@ def _pod_resources(spec: Object) -> None:
     resources["requests"] = requests
 
 
+def _addresses(status: Object) -> None:
+    """podIP and the first of podIPs are one value. Where they differ, podIP is right: older kubelets write it alone."""
+    one, rows = status.get("podIP"), status.get("podIPs") or []
+    if one and (not rows or rows[0].get("ip") != one):
+        status["podIPs"] = [{"ip": one}]
+    elif rows and not one:
+        status["podIP"] = rows[0].get("ip") or ""
+
+
 def pod(obj: Object) -> None:
     spec = obj.setdefault("spec", {})
     pod_spec(spec)
+    if obj.get("status"):
+        _addresses(obj["status"])
     if spec.get("enableServiceLinks") is None:
         spec["enableServiceLinks"] = True
     if spec.get("hostNetwork"):

@@ -64,7 +64,7 @@ def amount(path: str, name: str, text: str) -> Causes:
     value = quantity.parse(text)
     if value < 0:
         yield invalid(path, text, "must be greater than or equal to 0")
-    if (name in INTEGERS or is_extended(name)) and value.denominator != 1:
+    if (name in INTEGERS or is_extended(name)) and (value.denominator != 1 or value >= 2**63 - 1):
         yield invalid(path, text, "must be an integer")
 
 

@@ -42,10 +42,7 @@ _TEMPLATE = (("spec", "template", "spec"),)
 _ADMISSION, _RBAC = "admissionregistration.k8s.io", "rbac.authorization.k8s.io"
 RULES: dict[tuple[str, ...], Rules] = {
     ("", "ConfigMap"): Rules(core.config_map, core.config_map_update, whole=True),
-    ("", "Endpoints"): Rules(
-        services.endpoints,
-        warnings=lambda obj: ["v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice"],
-    ),
+    ("", "Endpoints"): Rules(services.endpoints),
     ("", "Event"): Rules(core.event, whole=True),
     ("", "LimitRange"): Rules(core.limit_range, whole=True),
     ("", "Namespace"): Rules(core.namespace, kept=False),

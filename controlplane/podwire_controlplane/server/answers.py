@@ -133,6 +133,10 @@ def warn(answer: web.StreamResponse, warnings: Iterable[str]) -> None:
         answer.headers.add("Warning", '299 - "' + warning.replace("\\", "\\\\").replace('"', '\\"') + '"')
 
 
+# what every answer on a resource says, from before its head is written
+WARNED: web.RequestKey[str] = web.RequestKey("warned", str)
+
+
 def watch_event(kind: str, obj: bytes) -> bytes:
     """Return a meta/v1 WatchEvent in protobuf: 1 = type, 2 = object (runtime.RawExtension: 1 = raw)."""
     return protobuf.message((1, kind.encode()), (2, protobuf.message((1, obj))))

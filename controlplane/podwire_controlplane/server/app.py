@@ -42,6 +42,8 @@ async def _headers(request: web.Request, answer: web.StreamResponse) -> None:
     headers.setdefault("Cache-Control", "no-cache, private")
     headers.update(_FLOW)
     headers.popall("Server", None)
+    if told := request.get(answers.WARNED):
+        answers.warn(answer, (told,))
 
 
 @web.middleware

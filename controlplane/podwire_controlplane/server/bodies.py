@@ -14,6 +14,7 @@ from podwire_base.kube.errors import StatusError
 from podwire_base.kube.meta import Object
 
 from .. import protobuf
+from . import duplicates
 from .media import ALL, PROTOBUF, YAML, body_type
 from .query import boolean, number
 
@@ -49,9 +50,9 @@ def media_of(request: web.Request, allowed: tuple[str, ...] = ALL) -> str:
     return kind
 
 
-async def decode(raw: bytes, kind: str, api_version: str = "", own: str = "") -> Any:
-    """Return a decoded body, {} for an empty one. kind: its media type. api_version, own: the object that the path
-    expects. Raises a StatusError 400.
+async def decode(raw: bytes, kind: str, api_version: str = "", own: str = "", repeated: list[str] | None = None) -> Any:
+    """Return a decoded body. kind: its media type. api_version, own: the object that the path expects. repeated: gets a
+    text for each key that the body has twice. Raises a StatusError 400.
     """
     if kind == PROTOBUF:
         try:
@@ -59,21 +60,27 @@ async def decode(raw: bytes, kind: str, api_version: str = "", own: str = "") ->
         except protobuf.BadProtobuf as err:
             raise errors.bad_request(f"the body is not protobuf of Kubernetes: {err}") from None
     if not raw.strip():
-        return {}
+        raise errors.bad_request("the body is empty")
     try:
         if kind == YAML:
             if len(raw) > _LONG_YAML:
-                return await asyncio.get_running_loop().run_in_executor(_THREAD, _yaml, raw)
-            return _yaml(raw)
-        return codec.decode(raw)
+                return await asyncio.get_running_loop().run_in_executor(_THREAD, _yaml, raw, repeated)
+            return _yaml(raw, repeated)
+        made = codec.decode(raw)
+        if repeated is not None:
+            repeated += duplicates.in_json(raw, made)
+        return made
     except RecursionError:
         raise errors.bad_request("the body is nested too deeply") from None
     except ValueError as err:
         raise errors.bad_request(f"the body is not {'YAML' if kind == YAML else 'JSON'}: {err}") from err
 
 
-def _yaml(raw: bytes) -> Any:
-    return next(yamltext.documents(raw, repeats=_REPEATS), {})
+def _yaml(raw: bytes, repeated: list[str] | None) -> Any:
+    made = next(yamltext.documents(raw, repeats=_REPEATS), None)
+    if repeated is not None:
+        repeated += duplicates.in_yaml(raw)
+    return made
 
 
 def delete_options(body: Any, query: Mapping[str, str]) -> Object:

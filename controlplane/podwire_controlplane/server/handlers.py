@@ -20,7 +20,7 @@ from podwire_base.role import logs
 
 from .. import convert
 from ..store.base import Item
-from . import answers, auth, bodies, lists, media
+from . import answers, auth, bodies, deprecated, lists, media, streams
 from .answers import View
 from .objects import Objects, Scope, WriteOptions, Written, load, wire
 from .paths import Target
@@ -34,7 +34,7 @@ USER = web.RequestKey("user", auth.User)
 SERVED: web.RequestKey[tuple[str, str]] = web.RequestKey("served", tuple)  # verb and resource, for the metrics
 REFUSED = web.RequestKey("refused", str)  # why the client's certificate does not count, on paths without authentication
 MAX_WATCH = 3600.0
-SERVED_SUBS = ("status", "scale", "finalize", "binding")
+SERVED_SUBS = ("status", "scale", "finalize", "binding", "approval", "ephemeralcontainers", "resize")
 WATCH_SECONDS = 1800  # of a watch without timeoutSeconds
 RETURNED = (
     "Pod",
@@ -131,9 +131,13 @@ class Handlers:
             form = replace(form, pretty=True)
         view = View(resource, form, fields.get("includeObject", "Metadata"))
         call = Call(http, scope, verb, fields, view, user, begun)
+        if told := deprecated.warning(resource):
+            http[answers.WARNED] = told
         if target.watched and target.name:
             fields["fieldSelector"] = f"metadata.name={target.name}"
             call = replace(call, scope=replace(scope, name=""))
+        if scope.sub in streams.SUBS:
+            return await self._stream(call)
         return await self._verbs[verb](call)
 
     def _authorise(self, user: auth.User, verb: str, target: Target, resource: Resource | None) -> None:
@@ -159,7 +163,7 @@ class Handlers:
         raise _unknown_resource()
 
     def _scope(self, resource: Resource, target: Target) -> Scope:
-        wrong = target.rest or (target.sub and not sub_verbs(resource, target.sub))
+        wrong = (target.rest and target.sub != "proxy") or (target.sub and not sub_verbs(resource, target.sub))
         misplaced = bool(target.namespace) > resource.namespaced
         homeless = resource.namespaced and target.name and not target.namespace
         if wrong or misplaced or homeless:
@@ -204,19 +208,33 @@ class Handlers:
             return self._made(call, _scale(await self.objects.get(call.scope)))
         return self._answer(call, wire(await self.objects.item(call.scope), call.scope.resource))
 
-    async def _body(self, call: Call, kind: str) -> Any:
-        resource = call.scope.resource
-        return await bodies.decode(await bodies.read(call.http), kind, resource.api_version, resource.kind)
+    async def _stream(self, call: Call) -> web.StreamResponse:
+        """Answer a subresource that reaches into a node."""
+        await self._authorise_object(call, call.scope.name)
+        scope, upgrades = call.scope, "upgrade" in call.http.headers.get("Connection", "").lower()
+
+        async def get(resource: Resource, namespace: str, name: str) -> Object:
+            return await self.objects.get(Scope(resource, namespace, name))
+
+        text = await streams.answer(
+            scope.resource, scope.namespace, scope.name, scope.sub, call.query, upgrades=upgrades, get=get
+        )
+        return web.Response(text=text, content_type="text/plain")
+
+    async def _body(self, call: Call, kind: str, repeated: list[str]) -> Any:
+        raw, resource = await bodies.read(call.http), call.scope.resource
+        return await bodies.decode(raw, kind, resource.api_version, resource.kind, repeated)
 
     async def _create(self, call: Call) -> web.StreamResponse:
         if call.scope.sub == "binding" or call.scope.resource.plural == "bindings":
             return await self._bind(call)
         _unserved(call)
         kind = bodies.media_of(call.http)
-        obj = await self._body(call, kind)
+        repeated: list[str] = []
+        obj = await self._body(call, kind, repeated)
         named = name(obj) if isinstance(obj, dict) and isinstance(obj.get("metadata"), dict) else ""
         await self._authorise_object(call, named if isinstance(named, str) else "")
-        options = WriteOptions(*bodies.write_mode("CreateOptions", call.query))
+        options = WriteOptions(*bodies.write_mode("CreateOptions", call.query), tuple(repeated))
         return self._written(call, await self.objects.create(call.scope, obj, options))
 
     async def _bind(self, call: Call) -> web.StreamResponse:
@@ -236,8 +254,9 @@ class Handlers:
         _unserved(call)
         await self._authorise_object(call, call.scope.name)
         kind = bodies.media_of(call.http)
-        options = WriteOptions(*bodies.write_mode("UpdateOptions", call.query))
-        obj = await self._body(call, kind)
+        options, repeated = WriteOptions(*bodies.write_mode("UpdateOptions", call.query)), list[str]()
+        obj = await self._body(call, kind, repeated)
+        options = replace(options, repeated=tuple(repeated))
         if call.scope.sub == "finalize":
             return self._written(call, await self.objects.finalize(call.scope.name, obj))
         if call.scope.sub == "scale":
@@ -248,8 +267,9 @@ class Handlers:
         _unserved(call)
         await self._authorise_object(call, call.scope.name)
         kind = bodies.media_of(call.http, patches.TYPES)
-        options = WriteOptions(*bodies.write_mode("PatchOptions", call.query))
-        body = await bodies.decode(await bodies.read(call.http), media.JSON)
+        options, repeated = WriteOptions(*bodies.write_mode("PatchOptions", call.query)), list[str]()
+        body = await bodies.decode(await bodies.read(call.http), media.JSON, repeated=repeated)
+        options = replace(options, repeated=tuple(repeated))
         scope = call.scope
         if scope.sub == "scale":
             scale = patches.apply(kind, _scale(await self.objects.get(scope)), body)

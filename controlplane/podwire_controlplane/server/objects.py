@@ -24,11 +24,11 @@ from podwire_base.kube.times import timestamp
 
 from .. import admission, convert, gotypes
 from ..allocators import Exhausted, ServiceAllocator
-from ..rules.fields import not_supported, required
+from ..rules.fields import invalid, not_supported, required
 from ..store.base import Conflict, Item, Store, StoredChange
 from ..strategies.base import Strategy
 from ..strategies.core import bound
-from ..strategies.table import strategy_of
+from ..strategies.table import strategy_of, unconditional
 
 PROPAGATION = {"Background": "", "Orphan": "orphan", "Foreground": "foregroundDeletion"}
 _NAMESPACES, _SERVICES = of("Namespace"), of("Service")
@@ -41,10 +41,13 @@ _IDENTITY = ("uid", "namespace", "name")  # left out by many clients; another va
 
 @dataclass(frozen=True, slots=True)
 class WriteOptions:
-    """dry_run: check the request and answer, but store nothing. field_validation: Strict, Warn or Ignore (KEP-2885)."""
+    """dry_run: check the request and answer, but store nothing. field_validation: Strict, Warn or Ignore (KEP-2885).
+    repeated: a text for each key that the body has twice.
+    """
 
     dry_run: bool = False
     field_validation: str = "Warn"
+    repeated: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +139,7 @@ class Objects:
         """Return the object as Kubernetes' types hold it, and warnings about unknown fields. Refuse another kind, a
         field of another type, and unknown fields if field_validation is Strict.
         """
+        obj = {} if obj is None else obj
         if not isinstance(obj, dict):
             raise errors.bad_request("the body is not an object")
         for field, want in (("kind", resource.kind), ("apiVersion", resource.api_version)):
@@ -149,7 +153,7 @@ class Objects:
         except gotypes.BadType as err:
             raise errors.bad_request(f"{cannot}: {err}") from None
         made["metadata"].pop("managedFields", None)
-        warnings = tuple(f'unknown field "{path}"' for path in unknown)
+        warnings = options.repeated + tuple(f'unknown field "{path}"' for path in unknown)
         if warnings and options.field_validation == "Strict":
             raise errors.bad_request(f"{cannot}: strict decoding error: {', '.join(warnings)}")
         return made, warnings if options.field_validation != "Ignore" else ()
@@ -168,6 +172,8 @@ class Objects:
             causes = []
         elif scope.sub == "status":
             causes = list(strategy.validate_status(obj, before))
+        elif scope.sub in strategy.parts:
+            causes = list(strategy.validate_part(scope.sub, obj, before))
         else:
             causes = list(strategy.validate_update(obj, before))
         if claims and not causes and not dry_run:
@@ -275,6 +281,9 @@ class Objects:
             return await self.create(scope, given, options)
 
         def change(before: Object) -> Object:
+            if resource_version(obj) in ("", "0") and not unconditional(scope.resource):
+                why = invalid("metadata.resourceVersion", 0, "must be specified for an update")
+                raise errors.invalid(scope.resource, scope.name, [why])
             _guard(scope, before, obj)
             fresh: Object = codec.decode(codec.dumps(obj))
             return fresh
@@ -350,6 +359,8 @@ class Objects:
                 metadata[field] = old[field]
         if scope.sub == "status":
             strategy.prepare_status(after, before)
+        elif scope.sub in strategy.parts:
+            strategy.parts[scope.sub].prepare(after, before)
         elif scope.sub not in ("finalize", "binding"):
             strategy.prepare_update(after, before)
 

@@ -7,7 +7,8 @@ The rules are kube-apiserver's RequestInfo (staging/src/k8s.io/apiserver, pkg/en
     .../PLURAL/NAME/SUB                           an object of the cluster
     .../watch/...                                 the deprecated form of a watch
 
-One slash at the end changes nothing. All other paths name documents (/version, /healthz, /openapi/v3 ...).
+The path is decoded before it is split, as Go does it: "%2F" is a slash like any other. One slash at the end changes
+nothing. All other paths name documents (/version, /healthz, /openapi/v3 ...).
 """
 
 from __future__ import annotations
@@ -45,24 +46,24 @@ def split(raw: str) -> tuple[str, str]:
     return path, query
 
 
-def _text(segment: str) -> str:
-    return unquote(segment) if "%" in segment else segment
+def _text(path: str) -> str:
+    return unquote(path) if "%" in path else path
 
 
 def parse(path: str) -> Target:
     """Return the target of a percent-encoded path."""
-    trimmed = path.removesuffix("/") or "/"
+    trimmed = _text(path).removesuffix("/") or "/"
     parts = trimmed.split("/")[1:]
     if parts[0] == "api" and len(parts) > 2:
-        group, version, parts = "", _text(parts[1]), parts[2:]
+        group, version, parts = "", parts[1], parts[2:]
     elif parts[0] == "apis" and len(parts) > 3:
-        group, version, parts = _text(parts[1]), _text(parts[2]), parts[3:]
+        group, version, parts = parts[1], parts[2], parts[3:]
     else:
         return Target(trimmed)
     watched = parts[0] == "watch" and len(parts) > 1
     if watched:
         parts = parts[1:]
-    return _objects(trimmed, group, version, [_text(p) for p in parts], watched=watched)
+    return _objects(trimmed, group, version, parts, watched=watched)
 
 
 def _objects(path: str, group: str, version: str, parts: list[str], *, watched: bool) -> Target:

@@ -8,7 +8,8 @@ below.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from podwire_base.kube.errors import Cause, StatusError
@@ -23,10 +24,23 @@ from ..rules.pods import warnings as pod_warnings
 Causes = Iterator[Cause]
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A subresource that writes one part of the object. prepare: carries over everything else from the object before.
+    check: yields what is wrong with the new part.
+    """
+
+    prepare: Callable[[Object, Object], None]
+    check: Callable[[Object, Object], Causes]
+
+
 class Strategy:
     """generation: the kind counts changes of its spec in metadata.generation. create_on_update: a PUT of an absent
-    object creates it. status_labels: a write of /status may change labels.
+    object creates it. status_labels: a write of /status may change labels. parts: subresource -> what it writes, beside
+    status and scale.
     """
+
+    parts: ClassVar[Mapping[str, Part]] = {}
 
     generation: ClassVar[bool] = False
     create_on_update: ClassVar[bool] = False
@@ -97,6 +111,11 @@ class Strategy:
         yield from meta.check_update(obj, before)
         yield from meta.check_update(obj, before)
         yield from self.rules.status(obj, before)
+
+    def validate_part(self, sub: str, obj: Object, before: Object) -> Causes:
+        """Yield every wrong field of a write of one of `parts`."""
+        yield from meta.check_update(obj, before)
+        yield from self.parts[sub].check(obj, before)
 
     def warnings(self, obj: Object, before: Object | None) -> list[str]:
         """Return what the client should know of an object that is accepted."""

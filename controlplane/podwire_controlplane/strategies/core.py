@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Mapping
 from typing import ClassVar
 
 from podwire_base.kube.meta import Object
 
-from .base import Strategy, dig, forbidden
+from ..rules import ephemeral
+from . import podparts
+from .base import Part, Strategy, dig, forbidden
 from .podcreate import prepare_pod
 
 IMMORTAL = ("default", "kube-system", "kube-public")
@@ -85,15 +88,18 @@ class PodStrategy(Strategy):
     """A pod on a node stays until its node confirms the deletion."""
 
     generation: ClassVar[bool] = True
+    parts: ClassVar[Mapping[str, Part]] = {
+        "ephemeralcontainers": Part(podparts.only_ephemeral, ephemeral.added),
+        "resize": Part(podparts.only_resources, ephemeral.resized),
+    }
 
     def prepare_create(self, obj: Object) -> None:
         prepare_pod(obj)
 
     def prepare_status(self, obj: Object, before: Object) -> None:
         super().prepare_status(obj, before)
-        obj["metadata"].pop("ownerReferences", None)
-        if "ownerReferences" in before["metadata"]:
-            obj["metadata"]["ownerReferences"] = before["metadata"]["ownerReferences"]
+        podparts.keep(obj["metadata"], before["metadata"], ("ownerReferences",))
+        podparts.status_kept(obj, before)
 
     def grace(self, obj: Object, wanted: int | None) -> int:
         spec, status = obj["spec"], obj.get("status") or {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 
-from podwire_base.kube.registry import Resource
+from podwire_base.kube.registry import BUILTIN, Resource
 
 from .apps import DaemonSetStrategy, DefinitionStrategy, DeploymentStrategy, JobStrategy
 from .base import Strategy
@@ -72,6 +72,31 @@ STRATEGIES: dict[tuple[str, str], type[Strategy]] = {
     ("discovery.k8s.io", "EndpointSlice"): SliceStrategy,
     ("scheduling.k8s.io", "PriorityClass"): Fixed,
 }
+
+
+# a PUT of an object of these kinds names the version that it replaces, and so does one of a custom resource
+_VERSIONED = frozenset(
+    (
+        ("apiextensions.k8s.io", "CustomResourceDefinition"),
+        ("apiregistration.k8s.io", "APIService"),
+        ("coordination.k8s.io", "Lease"),
+        ("node.k8s.io", "RuntimeClass"),
+        ("policy", "PodDisruptionBudget"),
+        *(("storage.k8s.io", kind) for kind in ("CSIDriver", "CSINode", "CSIStorageCapacity", "VolumeAttachment")),
+        ("storage.k8s.io", "VolumeAttributesClass"),
+        *(
+            ("admissionregistration.k8s.io", f"{how}{what}")
+            for how in ("Mutating", "Validating")
+            for what in ("AdmissionPolicy", "AdmissionPolicyBinding", "WebhookConfiguration")
+        ),
+    )
+)
+
+
+def unconditional(resource: Resource) -> bool:
+    """Whether a PUT without a resourceVersion replaces whatever is stored."""
+    pair = (resource.group, resource.kind)
+    return pair not in _VERSIONED and (resource.api_version, resource.kind) in BUILTIN.by_kind
 
 
 @cache

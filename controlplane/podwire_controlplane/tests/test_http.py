@@ -28,7 +28,12 @@ from podwire_controlplane.server.selection import selection
         ),
         ("/api/v1/nodes/n/proxy/x", Target("/api/v1/nodes/n/proxy/x", "", "v1", "", "nodes", "n", "proxy", ("x",))),
         ("/apis/g/v1/watch/things/x", Target("/apis/g/v1/watch/things/x", "g", "v1", "", "things", "x", watched=True)),
-        ("/apis/g/v1/things/a%2Fb", Target("/apis/g/v1/things/a%2Fb", "g", "v1", "", "things", "a/b")),
+        ("/apis/g/v1/things/a%20b", Target("/apis/g/v1/things/a b", "g", "v1", "", "things", "a b")),
+        ("/apis/g/v1/things/a%2Fb", Target("/apis/g/v1/things/a/b", "g", "v1", "", "things", "a", "b")),
+        (
+            "/api/v1/namespaces/a%2F..%2Fb/pods",
+            Target("/api/v1/namespaces/a/../b/pods", "", "v1", "a", "..", "b", "pods"),
+        ),
         ("/apis/apps/v1/", Target("/apis/apps/v1")),
         ("/version/", Target("/version")),
         ("/", Target("/")),

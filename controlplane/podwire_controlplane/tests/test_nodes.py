@@ -82,7 +82,34 @@ def test_a_silent_node_and_its_pods_become_unready() -> None:
     ]
     assert changes[1].obj["status"]["conditions"][-1]["reason"] == "NodeNotReady"
     marked = {**live("n1"), **changes[0].obj}
+    (taint,) = nodes.reconcile_lifecycle("n1", snapshot(marked, lease("n1", 50), pods[1]), NOW)
+    assert taint.obj["spec"] == {"taints": [{"key": "node.kubernetes.io/unreachable", "effect": "NoSchedule"}]}
+    marked["spec"] = taint.obj["spec"]
     assert nodes.reconcile_lifecycle("n1", snapshot(marked, lease("n1", 50), pods[1]), NOW) == []
+
+
+@pytest.mark.parametrize(
+    ("conditions", "cordoned", "wanted"),
+    [
+        ([], False, "not-ready"),
+        ([("Ready", "True")], False, ""),
+        ([("Ready", "False")], False, "not-ready"),
+        ([("Ready", "Unknown")], True, "unreachable unschedulable"),
+        ([("Ready", "True"), ("DiskPressure", "True"), ("MemoryPressure", "False")], False, "disk-pressure"),
+        ([("Ready", "True"), ("PIDPressure", "True"), ("NetworkUnavailable", "True")], True,
+         "network-unavailable pid-pressure unschedulable"),
+    ],
+)  # fmt: skip
+def test_taints_follow_the_conditions(conditions: list[tuple[str, str]], cordoned: bool, wanted: str) -> None:
+    own = {"key": "a", "effect": "NoExecute"}
+    stale = {"key": "node.kubernetes.io/memory-pressure", "effect": "NoSchedule"}
+    obj = live("n1", taints=[stale, own], unschedulable=cordoned)
+    obj["status"] = {"conditions": [{"type": kind, "status": status} for kind, status in conditions]}
+    (change,) = nodes.reconcile_lifecycle("n1", snapshot(obj, lease("n1", 1)), NOW)
+    keys = [t["key"].removeprefix("node.kubernetes.io/") for t in change.obj["spec"]["taints"]]
+    assert keys[0] == "a" and sorted(keys[1:]) == wanted.split()
+    obj["spec"]["taints"] = change.obj["spec"]["taints"]
+    assert nodes.reconcile_lifecycle("n1", snapshot(obj, lease("n1", 1)), NOW) == []
 
 
 def test_a_node_that_never_had_a_lease_gets_the_grace_from_its_creation() -> None:

@@ -273,7 +273,7 @@ def test_dry_run_checks_and_stores_nothing() -> None:
         (service(clusterIPs=["x"]), 422, ("spec.clusterIP",)),
         ([], 400, ("not an object",)),
         ("text", 400, ("not an object",)),
-        (None, 400, ("not an object",)),
+        (None, 422, ("metadata.name",)),  # as upstream: null is an empty object
     ],
     ids=str,
 )

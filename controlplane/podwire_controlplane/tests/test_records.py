@@ -33,7 +33,6 @@ GROUPS = (
 DIFFERS = {
     "list-027": "the history is younger than five minutes, so nothing is compacted",
     "accept-073": "the recording server had a group of a CustomResourceDefinition",
-    "delete-052": "admission that protects claims is not there yet",
     **dict.fromkeys(
         ("write-025", "write-033", "write-035", "write-038", "write-039", "write-040"),
         "server-side apply and its tracking of managers are not there yet",
