@@ -38,7 +38,7 @@ SLOW = (
     "no_timer_check nowatchdog tsc=reliable edd=off "  # under emulation, watchdogs report false faults
     "systemd.service_watchdogs=0 systemd.default_timeout_start_sec=900"
 )
-SUITES = ("base", "cni", "controlplane", "dns", "proxy", "app")
+SUITES = ("base", "cni", "controlplane", "dns", "policy", "proxy", "app")
 LOST = 255  # ssh exits with this code after an error of its own
 STEPS = ("provision", "demo")
 RUNTIMES = tuple(f"netns-tests/test_{name}.py" for name in ("chains", "podman", "runtimes"))

@@ -17,7 +17,7 @@ from . import builder, toolchain
 from .units import MODULES, PROGRAMS, SANITIZED, Module
 
 ROOT = Path(__file__).resolve().parents[2]
-PARTS = ("app", "base", "cni", "controlplane", "dns", "netns-tests", "proxy", "tools")
+PARTS = ("app", "base", "cni", "controlplane", "dns", "netns-tests", "policy", "proxy", "tools")
 
 
 def compiler() -> tuple[str | None, str]:

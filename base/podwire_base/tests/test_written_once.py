@@ -16,7 +16,7 @@ from typing import NamedTuple
 import pytest
 
 ROOT = Path(__file__).parents[3]
-PLACES = ("app", "base", "cni", "controlplane", "dns", "proxy", "netns-tests/lab", "bench", "vagrant")
+PLACES = ("app", "base", "cni", "controlplane", "dns", "policy", "proxy", "netns-tests/lab", "bench", "vagrant")
 # The nodes that may be definitions; all others (names, expressions) are skipped at once.
 KINDS = (ast.Call, ast.Constant, ast.Attribute, ast.ClassDef, ast.FunctionDef, ast.Subscript, ast.Assign, ast.AnnAssign)
 KERNEL = "base/podwire_base/kernel/"

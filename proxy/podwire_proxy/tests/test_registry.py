@@ -23,7 +23,7 @@ from podwire_proxy.testing import scenarios as s
 from .toy import Toy
 
 ROOT = Path(__file__).parents[3]
-PARTS = ("app", "base", "cni", "controlplane", "dns", "proxy")
+PARTS = ("app", "base", "cni", "controlplane", "dns", "policy", "proxy")
 # The names of backends outside their folders, each with the reason why a new backend need not be named there.
 ALLOWED = {
     ("cni/podwire_cni/bridgeplugin.py", "nftables"): "a value of a key of the reference bridge plugin",

@@ -1,0 +1,1 @@
+"""NetworkPolicies of Kubernetes, judged once per flow in the tables `podwire-policy` of nftables."""

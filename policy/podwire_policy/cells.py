@@ -1,0 +1,174 @@
+"""Rules -> the program of one pod in one direction. Pure.
+
+A cell is a port, or a range of ports that no rule splits further. It has one list of steps: whose packets are allowed.
+A cell needs only the rules that speak of its ports, so rules about other ports cost a packet nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import pairwise
+from typing import Literal, NamedTuple
+
+from .model import EVERYWHERE, LAST_PORT, NAMES, Action, Direction, Named, Peer, Pods, Policy, Ports
+
+Resolve = Callable[[Named], tuple[int, ...]]
+Numbers = Callable[[Pods, Named], tuple[int, ...]]
+
+
+class Origin(NamedTuple):
+    """The rule that a step is from. policy: "namespace/name". rule: its index in the policy's list."""
+
+    policy: str
+    rule: int
+
+
+class Step(NamedTuple):
+    """One question: is it a packet of `peer` (None: always)? If so, `action`."""
+
+    peer: Peer | None
+    action: Action
+    origins: tuple[Origin, ...]
+
+
+class Cell(NamedTuple):
+    """The steps in order, and what becomes of a packet that none of them takes. policies: those that isolate the
+    pod, so they are the reason of a denial.
+    """
+
+    direction: Direction
+    steps: tuple[Step, ...]
+    otherwise: Literal["allow", "deny"]
+    policies: tuple[str, ...]
+
+
+class Group(NamedTuple):
+    """The program of pods in one direction: all pods with an equal one share it. The cell of a packet is that of its
+    port, else that of the range, else that of the protocol, else the last.
+    """
+
+    direction: Direction
+    ports: tuple[tuple[int, int, Cell], ...]  # (protocol, port, cell)
+    ranges: tuple[tuple[Ports, Cell], ...]  # do not overlap
+    protocols: tuple[tuple[int, Cell], ...]
+    otherwise: Cell
+
+    def cells(self) -> Iterator[Cell]:
+        """Yields every cell once."""
+        all_ = (
+            *(c for _, _, c in self.ports),
+            *(c for _, c in self.ranges),
+            *(c for _, c in self.protocols),
+            self.otherwise,
+        )
+        yield from dict.fromkeys(all_)
+
+    def cell(self, protocol: int, port: int) -> Cell:
+        for number, one, cell in self.ports:
+            if (number, one) == (protocol, port):
+                return cell
+        for ports, cell in self.ranges:
+            if ports.protocol == protocol and ports.first <= port <= ports.last:
+                return cell
+        return dict(self.protocols).get(protocol, self.otherwise)
+
+
+class _Entry(NamedTuple):
+    """Peers (None: everybody) that are allowed to use some ports (None: all traffic)."""
+
+    ports: Ports | None
+    peers: tuple[Peer, ...] | None
+    origin: Origin
+
+
+def group(policies: Iterable[Policy], direction: Direction, own: Resolve, numbers: Numbers) -> Group | None:
+    """Returns the program of a pod that these policies select; None if none of them isolates it. own: the numbers of
+    the pod's own named ports. numbers: those of other pods'.
+    """
+    isolating = sorted((p for p in policies if p.rules(direction) is not None), key=lambda p: p.key)
+    if not isolating:
+        return None
+    names = tuple(policy.key for policy in isolating)
+    entries = [entry for policy in isolating for entry in _entries(policy, direction, own, numbers)]
+
+    def cell(found: Iterable[_Entry]) -> Cell:
+        return Cell(direction, _steps(found), "deny", names)
+
+    otherwise = cell(e for e in entries if e.ports is None)
+    ports, ranges, protocols = [], [], []
+    for protocol in NAMES:
+        speaking = [e for e in entries if e.ports is None or e.ports.protocol == protocol]
+        whole = Ports(protocol, 0, LAST_PORT)
+        default = cell(e for e in speaking if e.ports in (None, whole))
+        if default != otherwise:
+            protocols.append((protocol, default))
+        for first, last, made in _atoms(speaking, cell):
+            if made == default:
+                continue
+            if first == last:
+                ports.append((protocol, first, made))
+            else:
+                ranges.append((Ports(protocol, first, last), made))
+    return Group(direction, tuple(ports), tuple(ranges), tuple(protocols), otherwise)
+
+
+def _atoms(entries: list[_Entry], cell: Callable[[Iterable[_Entry]], Cell]) -> Iterator[tuple[int, int, Cell]]:
+    """Yields ports as ranges that no entry splits, with neighbours joined where their cells are equal."""
+    bounds = sorted({b for e in entries if e.ports for b in (e.ports.first, e.ports.last + 1)} | {0, LAST_PORT + 1})
+    joined: tuple[int, int, Cell] | None = None
+    for first, end in pairwise(bounds):
+        if first > LAST_PORT:
+            break
+        made = cell(e for e in entries if e.ports is None or e.ports.first <= first <= e.ports.last)
+        if joined is not None and joined[2] == made:
+            joined = (joined[0], end - 1, made)
+            continue
+        if joined is not None:
+            yield joined
+        joined = (first, end - 1, made)
+    if joined is not None:
+        yield joined
+
+
+def _entries(policy: Policy, direction: Direction, own: Resolve, numbers: Numbers) -> Iterator[_Entry]:
+    for index, rule in enumerate(policy.rules(direction) or ()):
+        origin = Origin(policy.key, index)
+        if rule.ports is None:
+            yield _Entry(None, rule.peers, origin)
+        for port in rule.ports or ():
+            if isinstance(port, Ports):
+                yield _Entry(port, rule.peers, origin)
+            elif direction == "ingress":
+                yield from (_Entry(Ports(port.protocol, n, n), rule.peers, origin) for n in own(port))
+            else:
+                yield from _named(port, rule.peers, origin, numbers)
+
+
+def _named(port: Named, peers: tuple[Peer, ...] | None, origin: Origin, numbers: Numbers) -> Iterator[_Entry]:
+    """Yields what a named port of an egress rule means: the destination says which number it has. Only pods have named
+    ports, so of an ipBlock it means the pods there.
+    """
+    for peer in named_peers(peers):
+        for number in numbers(peer, port):
+            only = peer._replace(port=(port, number))
+            yield _Entry(Ports(port.protocol, number, number), (only,), origin)
+
+
+def named_peers(peers: tuple[Peer, ...] | None) -> Iterator[Pods]:
+    """Yields the pods that the peers of a rule are, whatever ports they have."""
+    every = Pods(EVERYWHERE, (), ())
+    for peer in (every,) if peers is None else peers:
+        yield peer if isinstance(peer, Pods) else every._replace(block=peer)
+
+
+def _steps(entries: Iterable[_Entry]) -> tuple[Step, ...]:
+    """Returns the steps of a tier in which every rule allows: their order means nothing, so it is canonical, and a step
+    for everybody makes all others useless.
+    """
+    found: dict[Peer | None, set[Origin]] = {}
+    for entry in entries:
+        for peer in (None,) if entry.peers is None else entry.peers:
+            found.setdefault(peer, set()).add(entry.origin)
+    if None in found:
+        return (Step(None, "allow", tuple(sorted(found[None]))),)
+    return tuple(Step(peer, "allow", tuple(sorted(found[peer]))) for peer in sorted(found, key=repr))

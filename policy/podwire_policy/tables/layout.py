@@ -1,0 +1,216 @@
+"""The tables `podwire-policy` as data: sets, chains and rules, named by digests of their content. Pure.
+
+    forward   established and related packets pass: a flow is judged once, and its answers are free
+              saddr . daddr @self      a pod to itself, by a Service: allowed
+              saddr vmap @pods-out     pods that a policy isolates in egress: jump to their group; a return allows
+              daddr vmap @pods-in      the same in ingress: goto
+    g-DIGEST  a group: the port chooses the cell
+              proto . dport vmap @p-DIGEST; tcp dport 8000-8999 goto ...; tcp goto ...; goto ...
+    c-DIGEST  a cell: one lookup for each selector of its ports, then the drop with its counter
+              saddr @s-DIGEST accept; saddr @b-DIGEST accept; counter drop
+
+A name is a digest of what it names, so a change adds chains, turns the element of `pods-in` or `pods-out`, and deletes
+what nobody uses, in one commit, and a role that starts recognises what is there.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import ipaddress
+from collections.abc import Iterator
+from dataclasses import replace
+
+from podwire_base.kernel.ip import Family, packed
+from podwire_base.kernel.nft import ruleset as nft
+from podwire_base.kernel.nft.expr import R0, Expr
+from podwire_base.kernel.nft.objects import INTERVAL_END
+from podwire_base.kernel.reasons import Reason, carrying
+
+from ..cells import Cell, Group
+from ..compiled import Compiled
+from ..model import Block, Direction, Peer, Pods
+
+TABLE_NAME = "podwire-policy"
+LAYOUT = 1  # of these tables: raised by a change that an older role would misread
+PRIORITY = 0
+CT_ESTABLISHED, CT_RELATED = 2, 4
+FIXED_SETS = ("self", "pods-out", "pods-in")
+_SADDR = {"ip": (12, 4), "ip6": (8, 16)}
+_DADDR = {"ip": (16, 4), "ip6": (24, 16)}
+_TYPE = {"ip": "ipv4_addr", "ip6": "ipv6_addr"}
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def digest(thing: object) -> str:
+    """Returns 12 hexadecimal digits that name the content."""
+    return hashlib.sha256(repr(thing).encode()).hexdigest()[:12]
+
+
+def group_chain(group: Group) -> str:
+    return f"g-{digest(group)}"
+
+
+def cell_chain(cell: Cell) -> str:
+    return f"c-{digest(cell)}"
+
+
+def table(family: Family) -> nft.Table:
+    return nft.Table(family, TABLE_NAME)
+
+
+def peer_set(family: Family, peer: Peer) -> nft.Set:
+    if isinstance(peer, Pods):
+        return nft.Set(table(family), f"s-{digest(peer)}", (_TYPE[family],))
+    return nft.Set(table(family), f"b-{digest(peer)}", (_TYPE[family],), interval=True)
+
+
+def port_map(family: Family, group: Group) -> nft.Set:
+    return nft.Set(table(family), f"p-{digest(group)}", ("inet_proto", "inet_service"), ("verdict",))
+
+
+def fixed_set(family: Family, name: str) -> nft.Set:
+    if name == "self":
+        return nft.Set(table(family), name, (_TYPE[family],) * 2)
+    return nft.Set(table(family), name, (_TYPE[family],), ("verdict",))
+
+
+def base(family: Family) -> tuple[nft.Chain, list[nft.Rule]]:
+    """Returns the base chain with its rules."""
+    chain = nft.Chain(table(family), "forward", hook="forward", priority=PRIORITY)
+    words = _SADDR[family][1] // 4
+    rules: list[tuple[str, tuple[Expr, ...]]] = [
+        (
+            "a flow that was judged",
+            (
+                nft.Ct("state"),
+                nft.Bitwise(nft.host32(CT_ESTABLISHED | CT_RELATED), nft.host32(0)),
+                nft.Cmp(nft.host32(0), "!="),
+                nft.accept(),
+            ),
+        ),
+        (
+            "a pod to itself",
+            (_address(family, "ingress"), _address(family, "egress", R0 + words), nft.Lookup("self"), nft.accept()),
+        ),
+        ("egress of a pod", (_address(family, "ingress"), nft.Lookup("pods-out", dreg=0))),
+        ("ingress of a pod", (_address(family, "egress"), nft.Lookup("pods-in", dreg=0))),
+    ]
+    return chain, [nft.Rule(chain, exprs, comment) for comment, exprs in rules]
+
+
+def _address(family: Family, direction: Direction, dreg: int = R0) -> nft.Payload:
+    """Loads the address of the other end, as a pod's ingress (the source) or egress (the destination) sees it."""
+    at, size = (_SADDR if direction == "ingress" else _DADDR)[family]
+    return nft.Payload("network", at, size, dreg=dreg)
+
+
+def mark(family: Family) -> nft.Chain:
+    """An empty chain whose name says the layout and a digest of the fixed rules."""
+    _, rules = base(family)
+    told = [(rule.comment, b"".join(e.encode() for e in rule.exprs)) for rule in rules]
+    return nft.Chain(table(family), f"layout-{LAYOUT}-{digest(repr(told))}")
+
+
+def layout_of(chain: nft.Chain) -> int:
+    """Returns the layout that a chain of the table names; 0 for any other chain."""
+    words = chain.name.split("-")
+    ours = chain.table.name == TABLE_NAME and words[0] == "layout" and len(words) == 3 and words[1].isdigit()
+    return int(words[1]) if ours else 0
+
+
+def group_rules(family: Family, group: Group) -> tuple[nft.Chain, list[nft.Rule]]:
+    """Returns the chain of a group, which chooses the cell."""
+    chain = nft.Chain(table(family), group_chain(group))
+    rules: list[tuple[Expr, ...]] = []
+    protocol, port = nft.Meta("l4proto"), nft.Payload("transport", 2, 2, dreg=R0 + 1)
+    if group.ports:
+        rules.append((protocol, port, nft.Lookup(port_map(family, group).name, dreg=0)))
+    for ports, cell in group.ranges:
+        first, last = (nft.Cmp(n.to_bytes(2, "big"), sreg=R0 + 1) for n in (ports.first, ports.last))
+        within = (replace(first, op=">="), replace(last, op="<="))
+        rules.append((protocol, nft.Cmp(bytes((ports.protocol,))), port, *within, nft.goto(cell_chain(cell))))
+    for number, cell in group.protocols:
+        rules.append((protocol, nft.Cmp(bytes((number,))), nft.goto(cell_chain(cell))))
+    rules.append((nft.goto(cell_chain(group.otherwise)),))
+    return chain, [nft.Rule(chain, exprs, str(index)) for index, exprs in enumerate(rules)]
+
+
+def port_elements(family: Family, group: Group) -> nft.Elements:
+    return nft.Elements(
+        port_map(family, group),
+        {
+            nft.key(bytes((protocol,)), port.to_bytes(2, "big")): nft.Verdict(_GOTO, cell_chain(cell))
+            for protocol, port, cell in group.ports
+        },
+    )
+
+
+_GOTO, _JUMP = nft.goto("x").value.code, nft.jump("x").value.code  # type: ignore[union-attr]  # always a Verdict
+
+
+def cell_rules(family: Family, cell: Cell) -> tuple[nft.Chain, list[nft.Rule]]:
+    """Returns the chain of a cell. In egress an allowed packet returns, because its ingress is still to be judged."""
+    chain = nft.Chain(table(family), cell_chain(cell))
+    allow = nft.accept() if cell.direction == "ingress" else nft.ret()
+    rules: list[nft.Rule] = []
+    for index, step in enumerate(cell.steps):
+        verdict = (allow,) if step.action == "allow" else (nft.Counter(), nft.drop())
+        if step.peer is None:
+            return chain, [*rules, nft.Rule(chain, verdict, str(index))]
+        if isinstance(step.peer, Block) and family_of(step.peer) != family:
+            continue
+        found = (_address(family, cell.direction), nft.Lookup(peer_set(family, step.peer).name))
+        rules.append(nft.Rule(chain, (*found, *verdict), str(index)))
+    if cell.otherwise == "allow":
+        return chain, [*rules, nft.Rule(chain, (allow,), "no rule denies it")]
+    denied = carrying(f"{cell.direction}: no rule allows it", Reason.POLICY)
+    return chain, [*rules, nft.Rule(chain, (nft.Counter(), nft.drop()), denied)]
+
+
+def family_of(block: Block) -> Family:
+    return "ip6" if ":" in block.cidr else "ip"
+
+
+@functools.lru_cache(maxsize=1 << 12)
+def block_elements(family: Family, block: Block) -> nft.Elements:
+    """Returns the addresses of a block as the ends of its intervals."""
+    net = ipaddress.ip_network(block.cidr)
+    size, first, last = net.max_prefixlen // 8, int(net.network_address), int(net.broadcast_address)
+    holes = sorted(
+        (int(hole.network_address), int(hole.broadcast_address))
+        for hole in map(ipaddress.ip_network, block.excepts)
+        if hole.version == net.version
+    )
+    items: dict[bytes, nft.Value] = {}
+    for low, high in [*holes, (last + 1, last + 1)]:
+        if low > first:
+            end = min(low, last + 1)
+            items[first.to_bytes(size, "big")] = None
+            if end < 1 << (size * 8):
+                items[end.to_bytes(size, "big")] = INTERVAL_END
+        first = max(first, high + 1)
+        if first > last:
+            break
+    return nft.Elements(peer_set(family, block), items)
+
+
+def members(family: Family, selector: Pods, addresses: Iterator[str] | set[str]) -> nft.Elements:
+    return nft.Elements(peer_set(family, selector), {packed(ip): None for ip in addresses if of(family, ip)})
+
+
+def of(family: Family, ip: str) -> bool:
+    return (":" in ip) == (family == "ip6")
+
+
+def dispatch(family: Family, compiled: Compiled, ip: str) -> dict[str, tuple[bytes, nft.Value]]:
+    """Returns the element of each fixed set that judges this address; {} if nothing does."""
+    judged = compiled.addresses.get(ip)
+    if judged is None or not of(family, ip):
+        return {}
+    found: dict[str, tuple[bytes, nft.Value]] = {"self": (packed(ip) * 2, None)}
+    if judged.egress is not None:
+        found["pods-out"] = packed(ip), nft.Verdict(_JUMP, group_chain(judged.egress))
+    if judged.ingress is not None:
+        found["pods-in"] = packed(ip), nft.Verdict(_GOTO, group_chain(judged.ingress))
+    return found
