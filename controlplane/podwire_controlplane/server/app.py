@@ -7,6 +7,7 @@ import traceback
 import uuid
 from asyncio import BaseTransport
 from collections.abc import Awaitable, Callable, Mapping
+from urllib.parse import unquote
 
 from aiohttp import web
 from aiohttp.typedefs import Middleware
@@ -14,18 +15,24 @@ from aiohttp.typedefs import Middleware
 from podwire_base.kube.errors import StatusError
 from podwire_base.role import logs, process
 
-from . import answers, auth, paths
+from ..rbac.rules import Attributes
+from . import answers, auth, impersonation, paths
+from .authorizer import Authorizer
 from .bodies import MAX_BODY
 from .documents import Documents
 from .fairness import Fairness
 from .figures import Figures, Gauge
+from .gate import Gate
 from .handlers import REFUSED, SERVED, USER, Handlers
 from .identities import Identities
 from .objects import Objects
 from .query import parse as parse_query
+from .reviews import ACTING, Reviews
 
 log = logs.get("apiserver")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+AUDIENCES = ("https://kubernetes.default.svc.cluster.local",)
+MAX_PATH = 1000  # characters of a path that are looked at, and shown in a refusal
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS")
 Settled = Callable[[BaseTransport | None], object]
 # the flow schema and priority level of API priority and fairness; there is one of each here
@@ -83,7 +90,7 @@ def authenticator(tokens: Mapping[str, auth.User], identities: Identities, settl
         if user is not None and not known:
             request[REFUSED] = _unknown(user)
         if user is not None and known:
-            request[USER] = user
+            request[USER] = auth.authenticated(user)
             settled(request.transport)
             if not joins:  # its answer may be the certificate that replaces this one
                 identities.opened(user, request.transport)
@@ -94,6 +101,19 @@ def authenticator(tokens: Mapping[str, auth.User], identities: Identities, settl
     return authenticate
 
 
+def impersonator(authorizer: Authorizer) -> Middleware:
+    @web.middleware
+    async def impersonate(request: web.Request, handler: Handler) -> web.StreamResponse:
+        who = impersonation.wanted(request.headers.items())
+        if who is not None and USER in request:
+            for needed in impersonation.checks(who):
+                authorizer.check(request[USER], needed)
+            request[USER], request[ACTING] = impersonation.acting(who), True
+        return await handler(request)
+
+    return impersonate
+
+
 def _unknown(user: auth.User | None) -> str:
     if user is None:
         return "send a client certificate or a bearer token of this cluster"
@@ -101,7 +121,7 @@ def _unknown(user: auth.User | None) -> str:
     return f"{why} of {user.name!r} has expired, was revoked or was replaced; a node joins again with `podwire join`"
 
 
-def catch_all(handlers: Handlers, documents: Documents, fairness: Fairness) -> Handler:
+def catch_all(handlers: Handlers, authorizer: Authorizer, documents: Documents, fairness: Fairness) -> Handler:
     """Return the handler of all paths."""
 
     async def handle(request: web.Request) -> web.StreamResponse:
@@ -111,9 +131,7 @@ def catch_all(handlers: Handlers, documents: Documents, fairness: Fairness) -> H
         if target.plural:
             async with fairness.seat(user.name) as seat:
                 return await handlers.handle(request, target, query, seat.leave)
-        if not auth.may_read(user, target.path):
-            text = f'forbidden: User "{user.name}" cannot {request.method.lower()} path "{path[:200]}"'
-            raise StatusError(403, "Forbidden", text)
+        authorizer.check(user, Attributes(request.method.lower(), path=unquote(path)[:MAX_PATH]))
         return documents.answer(request, target.path, parse_query(query))
 
     return handle
@@ -158,18 +176,27 @@ def make_app(
     request whose user is known. documents: health checks and metrics. fairness: the seats of requests.
     """
     known = identities or Identities(objects.store)
-    middlewares = [errors_as_status, authenticator(tokens, known, settled)]
+    authorizer = Authorizer(objects.store)
+    objects.gate = Gate(authorizer)
+    middlewares = [errors_as_status, authenticator(tokens, known, settled), impersonator(authorizer)]
     app = web.Application(client_max_size=MAX_BODY, middlewares=middlewares)
 
     async def follow(_app: web.Application) -> None:
         await known.start()
+        await authorizer.start()
 
     app.on_startup.append(follow)
     app.on_response_prepare.append(_headers)
-    fairness, figures, handlers = fairness or Fairness(), Figures(), Handlers(objects)
+
+    async def read_token(token: str, audiences: tuple[str, ...]) -> tuple[auth.User, tuple[str, ...]] | None:
+        found = auth.from_token(f"Bearer {token}", tokens)
+        return None if found is None else (auth.authenticated(found), audiences or AUDIENCES)
+
+    reviews = Reviews(authorizer, read_token, objects.clock)
+    fairness, figures, handlers = fairness or Fairness(), Figures(), Handlers(objects, authorizer, reviews)
     figures.gauges += _gauges(fairness, handlers)
     documents = documents or Documents(objects.registry)
     documents.metrics = lambda: figures.page(process.figures())
     app.middlewares.insert(0, _counting(figures, handlers))
-    app.router.add_route("*", "/{path:.*}", catch_all(handlers, documents, fairness))
+    app.router.add_route("*", "/{path:.*}", catch_all(handlers, authorizer, documents, fairness))
     return app

@@ -7,33 +7,38 @@ from __future__ import annotations
 import functools
 import hmac
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
 from podwire_base.kube.meta import Object
 
+from ..rbac.rules import Attributes
+
 ADMINS, NODES, READERS = "system:masters", "system:nodes", "podwire:readers"
-OPEN_PATHS = ("/healthz", "/livez", "/readyz", "/version")
-DISCOVERY_PATHS = ("/api", "/apis", "/openapi")  # for everybody who is known, with all paths below them
+AUTHENTICATED, UNAUTHENTICATED = "system:authenticated", "system:unauthenticated"
+OPEN_PATHS = ("/healthz", "/livez", "/readyz", "/version")  # for the anonymous, by the role system:public-info-viewer
 JOIN_PATHS = (
     "/podwire/v1/ca",
     "/podwire/v1/join",
 )  # paths without authentication, for machines that are not nodes yet: join.py checks the join token
 REVOKE_PATH = "/podwire/v1/revoke"
+_REACHING = ("exec", "attach", "portforward", "proxy")  # subresources whose "get" does more than read
 
 
 @dataclass(frozen=True, slots=True)
 class User:
     """serial: the serial number of the client certificate in hexadecimal digits, "" for a token. until: the end of the
-    certificate's life in seconds since 1970.
+    certificate's life in seconds since 1970. uid, extra: see authentication.k8s.io/v1 UserInfo.
     """
 
     name: str
-    groups: frozenset[str]
+    groups: Collection[str]
     serial: str = ""
     until: float = math.inf
+    uid: str = ""
+    extra: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
     @property
     def node(self) -> str:
@@ -41,7 +46,14 @@ class User:
         return self.name.removeprefix("system:node:") if NODES in self.groups else ""
 
 
-ANONYMOUS = User("system:anonymous", frozenset({"system:unauthenticated"}))
+ANONYMOUS = User("system:anonymous", (UNAUTHENTICATED,))
+
+
+def authenticated(user: User) -> User:
+    """Return the user with the group that every user has who is known."""
+    if AUTHENTICATED in user.groups:
+        return user
+    return replace(user, groups=(*user.groups, AUTHENTICATED))
 
 
 def from_certificate(peer: Mapping[str, Any] | None) -> User | None:
@@ -52,7 +64,7 @@ def from_certificate(peer: Mapping[str, Any] | None) -> User | None:
         return None
     pairs = [pair for rdn in peer.get("subject", ()) for pair in rdn]
     common = next((value for field, value in pairs if field == "commonName"), "")
-    groups = frozenset(value for field, value in pairs if field == "organizationName")
+    groups = tuple(value for field, value in pairs if field == "organizationName")
     serial = format(int(str(peer.get("serialNumber") or "0"), 16), "x")
     return User(common, groups, serial, _seconds(str(peer.get("notAfter", "")))) if common else None
 
@@ -86,21 +98,17 @@ def is_bearer(header: str) -> bool:
     return kind.lower() == "bearer" and bool(given.strip())
 
 
-def may_read(user: User, path: str) -> bool:
-    """Whether `user` may read a path that names no objects (upstream's roles system:discovery and
-    system:public-info-viewer). path: without a slash at its end.
+def reads(user: User, request: Attributes) -> bool:
+    """Whether the group podwire:readers allows a request: it reads everything but Secrets, also custom resources. No
+    Role can say "all but". A reader runs nothing in pods and reaches nothing through them.
     """
-    if ADMINS in user.groups or path in OPEN_PATHS:
-        return True
-    if user == ANONYMOUS:
+    if READERS not in user.groups or request.verb not in ("get", "list", "watch") or request.path is not None:
         return False
-    return path.startswith(tuple(f"{open_}/" for open_ in OPEN_PATHS[:3])) or any(
-        path == base or path.startswith(base + "/") for base in DISCOVERY_PATHS
-    )
+    return (request.group, request.resource) != ("", "secrets") and request.sub not in _REACHING
 
 
 def conceivable(user: User, verb: str, plural: str, sub: str) -> bool:
-    """Whether there is an object with which `user` may do this. What is false here needs no look at the request's
+    """Whether there is an object with which a node may do this. What is false here needs no look at the request's
     body.
     """
     mine: Object = {"spec": {"nodeName": user.node}}
@@ -108,18 +116,14 @@ def conceivable(user: User, verb: str, plural: str, sub: str) -> bool:
 
 
 def allowed(user: User, verb: str, plural: str, sub: str, target: str, obj: Object | None) -> bool:
-    """Whether `user` may make this request. verb: get, list, watch, create, update, patch, delete, deletecollection.
+    """Whether a node may make this request. verb: get, list, watch, create, update, patch, delete, deletecollection.
 
     target: the object's name; for a creation the name in the body. obj: the object as stored (None for a creation).
     Nodes read everything but Secrets. They write only their own Node and Lease, the status of their pods, deletions of
     their pods, and Events (after the NodeRestriction admission plugin).
     """
-    if ADMINS in user.groups:
-        return True
     if verb in ("get", "list", "watch"):
-        return plural != "secrets" and bool(user.groups & {NODES, READERS})
-    if not user.node:
-        return False
+        return plural != "secrets"
     if plural == "nodes":
         return target == user.node and verb in ("create", "update", "patch")
     if plural == "leases":
@@ -130,13 +134,3 @@ def allowed(user: User, verb: str, plural: str, sub: str, target: str, obj: Obje
         mine = obj is not None and obj.get("spec", {}).get("nodeName") == user.node
         return mine and (verb == "delete" or (sub == "status" and verb in ("update", "patch")))
     return False
-
-
-def describe(user: User, verb: str, qualified: str, sub: str, target: str) -> str:
-    """Return the message of a 403 answer."""
-    what = f"{qualified}/{sub}" if sub else qualified
-    return (
-        f'{what} "{target}" is forbidden: User "{user.name}" cannot {verb} resource "{what}"'
-        if target
-        else f'{what} is forbidden: User "{user.name}" cannot {verb} resource "{what}"'
-    )

@@ -4,7 +4,7 @@ the body, calls `Objects`, and answers. No body is read before its sender is aut
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,17 +15,20 @@ from podwire_base.kube import patch as patches
 from podwire_base.kube.errors import StatusError
 from podwire_base.kube.meta import Object, name
 from podwire_base.kube.registry import Resource, of
-from podwire_base.kube.selectors import selector_text
+from podwire_base.kube.selectors import field_terms, selector_text
 from podwire_base.role import logs
 
 from .. import convert
+from ..rbac.rules import Attributes
 from ..store.base import Item
 from . import answers, auth, bodies, deprecated, lists, media, streams
 from .answers import View
+from .authorizer import Authorizer, forbidden
 from .objects import Objects, Scope, WriteOptions, Written, load, wire
 from .paths import Target
 from .query import BadVersion, ListOptions, boolean, list_options, version
 from .query import parse as parse_query
+from .reviews import Review, Reviews
 from .selection import selection
 from .watch import Hub, WatchRequest, reach
 
@@ -94,8 +97,8 @@ def _verb(method: str, target: Target, query: dict[str, str]) -> str:
 class Handlers:
     """Serves all requests on the objects of one `Objects` instance."""
 
-    def __init__(self, objects: Objects) -> None:
-        self.objects = objects
+    def __init__(self, objects: Objects, authorizer: Authorizer, reviews: Reviews) -> None:
+        self.objects, self.authorizer, self.reviews = objects, authorizer, reviews.answers
         self.hub = Hub(objects.store)
         self._verbs: dict[str, Callable[[Call], Awaitable[web.StreamResponse]]] = {
             "get": self._get,
@@ -120,7 +123,7 @@ class Handlers:
         resource = self.objects.registry.by_path.get((target.group, target.version, target.plural))
         fields = parse_query(query)
         verb = _verb(method, target, fields)
-        self._authorise(user, verb, target, resource)
+        self.authorizer.check(user, _attributes(verb or method.lower(), target, fields))
         if resource is None:
             return self._no_resource(target)
         http[SERVED] = (verb.upper(), resource.plural)
@@ -140,22 +143,20 @@ class Handlers:
             return await self._stream(call)
         return await self._verbs[verb](call)
 
-    def _authorise(self, user: auth.User, verb: str, target: Target, resource: Resource | None) -> None:
-        """Refuse what the user may do with no object at all, before anything else is looked at."""
-        if not auth.conceivable(user, verb or "get", target.plural, target.sub):
-            qualified = resource.qualified if resource else f"{target.plural}.{target.group}".rstrip(".")
-            text = auth.describe(user, verb, qualified, target.sub, target.name)
-            raise StatusError(403, "Forbidden", text, name=target.name, about=(target.group, target.plural))
-
     async def _authorise_object(self, call: Call, target: str) -> None:
-        """Authorise a request whose object is known by now. target: its name; for a creation the one in the body."""
+        """Authorise a node's request whose object is known by now. target: its name; for a creation the one in the
+        body.
+        """
         scope, user, stored = call.scope, call.user, None
-        if user.node and scope.resource.plural == "pods" and scope.name:
+        if not user.node or auth.ADMINS in user.groups:
+            return
+        if scope.resource.plural == "pods" and scope.name:
             item = await self.objects.store.get(scope.key)
             stored = load(item) if item else None
         if not auth.allowed(user, call.verb, scope.resource.plural, scope.sub, target, stored):
-            text = auth.describe(user, call.verb, scope.resource.qualified, scope.sub, target)
-            raise StatusError(403, "Forbidden", text, resource=scope.resource, name=target)
+            resource = scope.resource
+            request = Attributes(call.verb, resource.group, resource.plural, scope.sub, scope.namespace, target)
+            raise forbidden(user, request)
 
     def _no_resource(self, target: Target) -> web.Response:
         if target.group and not any(group == target.group for group, _ in self.objects.registry.groups):
@@ -228,20 +229,30 @@ class Handlers:
     async def _create(self, call: Call) -> web.StreamResponse:
         if call.scope.sub == "binding" or call.scope.resource.plural == "bindings":
             return await self._bind(call)
+        if review := self.reviews.get((call.scope.resource.group, call.scope.resource.plural)):
+            return await self._review(call, review)
         _unserved(call)
         kind = bodies.media_of(call.http)
         repeated: list[str] = []
         obj = await self._body(call, kind, repeated)
         named = name(obj) if isinstance(obj, dict) and isinstance(obj.get("metadata"), dict) else ""
         await self._authorise_object(call, named if isinstance(named, str) else "")
-        options = WriteOptions(*bodies.write_mode("CreateOptions", call.query), tuple(repeated))
+        options = _options(call, "CreateOptions", repeated)
         return self._written(call, await self.objects.create(call.scope, obj, options))
+
+    async def _review(self, call: Call, review: Review) -> web.StreamResponse:
+        options = _options(call, "CreateOptions")
+        body = await self._body(call, bodies.media_of(call.http))
+        asked, warnings = self.objects.shape(call.scope.resource, body, options)
+        answer = self._made(replace_view(call), await review(call.http, call.user, asked, call.scope.namespace), 201)
+        answers.warn(answer, warnings)
+        return answer
 
     async def _bind(self, call: Call) -> web.StreamResponse:
         """Assign a pod to a node: pods/NAME/binding, or the collection `bindings` with the pod's name in the body."""
         kind = bodies.media_of(call.http)
         body = await bodies.decode(await bodies.read(call.http), kind, "v1", "Binding")
-        options = WriteOptions(*bodies.write_mode("CreateOptions", call.query))
+        options = _options(call, "CreateOptions")
         pod = call.scope.name or (
             name(body) if isinstance(body, dict) and isinstance(body.get("metadata"), dict) else ""
         )
@@ -254,7 +265,7 @@ class Handlers:
         _unserved(call)
         await self._authorise_object(call, call.scope.name)
         kind = bodies.media_of(call.http)
-        options, repeated = WriteOptions(*bodies.write_mode("UpdateOptions", call.query)), list[str]()
+        options, repeated = _options(call, "UpdateOptions"), list[str]()
         obj = await self._body(call, kind, repeated)
         options = replace(options, repeated=tuple(repeated))
         if call.scope.sub == "finalize":
@@ -267,7 +278,7 @@ class Handlers:
         _unserved(call)
         await self._authorise_object(call, call.scope.name)
         kind = bodies.media_of(call.http, patches.TYPES)
-        options, repeated = WriteOptions(*bodies.write_mode("PatchOptions", call.query)), list[str]()
+        options, repeated = _options(call, "PatchOptions"), list[str]()
         body = await bodies.decode(await bodies.read(call.http), media.JSON, repeated=repeated)
         options = replace(options, repeated=tuple(repeated))
         scope = call.scope
@@ -397,6 +408,33 @@ class Handlers:
             wait=start if initial else 0,
             silent=options.send_initial is False and not start,
         )
+
+
+def _options(call: Call, kind: str, repeated: Sequence[str] = ()) -> WriteOptions:
+    """Return the options of a write. kind: CreateOptions, UpdateOptions or PatchOptions. repeated: keys that the body
+    has twice.
+    """
+    return WriteOptions(*bodies.write_mode(kind, call.query), tuple(repeated), call.user)
+
+
+def _attributes(verb: str, target: Target, query: dict[str, str]) -> Attributes:
+    """Return what a request is authorised by. A list or watch of one name counts as a request for it."""
+    name_, space = target.name, target.namespace
+    if not name_ and verb in ("list", "watch"):
+        name_ = _selected_name(query.get("fieldSelector", ""))
+    if target.plural == "namespaces" and target.name:
+        space = target.name  # a role in a namespace can give the right to read the namespace itself
+    return Attributes(verb, target.group, target.plural, target.sub, space, name_)
+
+
+def _selected_name(selector: str) -> str:
+    if "metadata.name" not in selector:
+        return ""
+    try:
+        terms = field_terms(selector)
+    except StatusError:
+        return ""  # it is refused when it is read
+    return next((value for path, value, negated in terms if path == "metadata.name" and not negated), "")
 
 
 def _unserved(call: Call) -> None:

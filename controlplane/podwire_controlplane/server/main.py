@@ -24,7 +24,7 @@ from podwire_base.role.run import main, notify, stop_event
 
 from ..allocators import ServiceAllocator, service_ranges
 from ..store.sqlite import SqliteStore
-from . import auth, backups, eventttl, join, servicecidrs
+from . import auth, backups, builtinroles, eventttl, join, servicecidrs
 from .app import make_app
 from .identities import Identities
 from .listening import KEEPALIVE_SECONDS, Guard, Listening
@@ -191,6 +191,7 @@ async def serve(config: ServerConfig, ready: Callable[[], None] | None = None) -
     objects = Objects(store, ServiceAllocator(ranges[0], range(low, high + 1), second))
     await objects.start()
     await bootstrap(objects, config)
+    await builtinroles.keep(store, objects.clock())
     identities, guard = Identities(store), Guard()
     app = make_app(objects, _tokens(config.data), identities, guard.settled)
     app.add_routes(join.routes(config.data, identities))

@@ -12,7 +12,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from podwire_base.kube import codec, errors
 from podwire_base.kube import patch as patches
@@ -29,6 +29,10 @@ from ..store.base import Conflict, Item, Store, StoredChange
 from ..strategies.base import Strategy
 from ..strategies.core import bound
 from ..strategies.table import strategy_of, unconditional
+from .auth import User
+
+if TYPE_CHECKING:
+    from .gate import Gate
 
 PROPAGATION = {"Background": "", "Orphan": "orphan", "Foreground": "foregroundDeletion"}
 _NAMESPACES, _SERVICES = of("Namespace"), of("Service")
@@ -43,11 +47,13 @@ _IDENTITY = ("uid", "namespace", "name")  # left out by many clients; another va
 class WriteOptions:
     """dry_run: check the request and answer, but store nothing. field_validation: Strict, Warn or Ignore (KEP-2885).
     repeated: a text for each key that the body has twice.
+    user: who writes; None for the server itself.
     """
 
     dry_run: bool = False
     field_validation: str = "Warn"
     repeated: tuple[str, ...] = ()
+    user: User | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +118,7 @@ class Objects:
         self.store, self.allocator, self.clock = store, allocator, clock
         self.registry = registry or Registry(BUILTIN.resources)
         self.claims = {("", "Service"): allocator}
+        self.gate: Gate | None = None  # judges what users write; set by the application
 
     async def start(self) -> None:
         for item in await self.store.scan(_SERVICES.prefix()):
@@ -134,6 +141,10 @@ class Objects:
         return convert.served(scope.resource, load(await self.item(scope)))
 
     # ---- writing
+
+    def shape(self, resource: Resource, obj: Any, options: WriteOptions) -> tuple[Object, tuple[str, ...]]:
+        """Return the body of a request that stores nothing, as its type holds it, and warnings."""
+        return self._shape(resource, obj, options)
 
     def _shape(self, resource: Resource, obj: Any, options: WriteOptions) -> tuple[Object, tuple[str, ...]]:
         """Return the object as Kubernetes' types hold it, and warnings about unknown fields. Refuse another kind, a
@@ -236,6 +247,8 @@ class Objects:
             metadata["generation"] = 1
         strategy.defaults(obj)
         await self._admit(scope, obj)
+        if self.gate:
+            self.gate.written(options.user, resource, "", obj, None)
         strategy.prepare_create(obj)
         warnings += self._check(scope, obj, None, options.dry_run)
         obj, _ = self._shape(resource, obj, WriteOptions())
@@ -278,6 +291,8 @@ class Objects:
                 else "name must be provided"
             )
         if not scope.sub and strategy_of(scope.resource).create_on_update and await self.store.get(scope.key) is None:
+            if self.gate:
+                self.gate.may_create(options.user, scope.resource, scope.namespace, scope.name)
             return await self.create(scope, given, options)
 
         def change(before: Object) -> Object:
@@ -322,6 +337,8 @@ class Objects:
             after = change(copy.deepcopy(before))
             strategy.defaults(after)
             self._carry_over(scope, before, after)
+            if self.gate:
+                self.gate.written(options.user, resource, scope.sub, after, before)
             for plugin in () if scope.sub else admission.UPDATING.get((resource.group, resource.kind), ()):
                 plugin.change(after, {})
             heard = (*warnings, *self._check(scope, after, before, options.dry_run))

@@ -19,7 +19,7 @@ from podwire_base.kube.meta import Object
 from podwire_base.kube.registry import of
 from podwire_base.patience import patient
 from podwire_controlplane.allocators import ServiceAllocator
-from podwire_controlplane.server import auth, pki
+from podwire_controlplane.server import auth, builtinroles, pki
 from podwire_controlplane.server.app import make_app
 from podwire_controlplane.server.fairness import Fairness
 from podwire_controlplane.server.listening import Guard, Listening
@@ -58,6 +58,7 @@ class Server(InThread):
             scope = Scope(of("Namespace"), "", space)
             if await self.store.get(scope.key) is None:
                 await self.objects.create(scope, {"metadata": {"name": space}}, WriteOptions())
+        await builtinroles.keep(self.store, self.objects.clock())
         guard = Guard()
         self.fairness = Fairness()
         app = make_app(self.objects, TOKENS, settled=guard.settled, fairness=self.fairness)

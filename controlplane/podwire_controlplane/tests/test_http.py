@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from podwire_base.kube.errors import StatusError
 from podwire_base.kube.registry import of
-from podwire_controlplane.server import auth, lists, media, paths, query
+from podwire_controlplane.server import lists, media, paths, query
 from podwire_controlplane.server.media import JSON, PROTOBUF, YAML
 from podwire_controlplane.server.paths import Target
 from podwire_controlplane.server.selection import selection
@@ -197,11 +197,3 @@ def test_selectors_take_linear_time() -> None:
         with pytest.raises(StatusError):
             selection(of("Pod"), "", text)
     assert time.process_time() - start < 2
-
-
-def test_anonymous_users_read_three_documents() -> None:
-    assert auth.may_read(auth.ANONYMOUS, "/version") and auth.may_read(auth.ANONYMOUS, "/healthz")
-    assert not any(auth.may_read(auth.ANONYMOUS, p) for p in ("/api", "/metrics", "/openapi/v3", "/healthz/ping", "/"))
-    reader = auth.User("r", frozenset({auth.READERS}))
-    assert auth.may_read(reader, "/apis/apps/v1") and not auth.may_read(reader, "/metrics")
-    assert not auth.may_read(reader, "/apisx")
