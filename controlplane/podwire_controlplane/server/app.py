@@ -17,6 +17,8 @@ from podwire_base.role import logs, process
 
 from ..rbac.rules import Attributes
 from . import answers, auth, impersonation, paths
+from .accountkeys import AccountKeys, new_key
+from .accounts import Accounts
 from .authorizer import Authorizer
 from .bodies import MAX_BODY
 from .documents import Documents
@@ -27,11 +29,10 @@ from .handlers import REFUSED, SERVED, USER, Handlers
 from .identities import Identities
 from .objects import Objects
 from .query import parse as parse_query
-from .reviews import ACTING, Reviews
+from .reviews import ACTING, Reviews, TokenReader
 
 log = logs.get("apiserver")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-AUDIENCES = ("https://kubernetes.default.svc.cluster.local",)
 MAX_PATH = 1000  # characters of a path that are looked at, and shown in a refusal
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS")
 Settled = Callable[[BaseTransport | None], object]
@@ -77,12 +78,31 @@ async def errors_as_status(request: web.Request, handler: Handler) -> web.Stream
         )
 
 
-def authenticator(tokens: Mapping[str, auth.User], identities: Identities, settled: Settled) -> Middleware:
+def token_reader(tokens: Mapping[str, auth.User], accounts: Accounts) -> TokenReader:
+    """Return what reads bearer tokens: those of the file, and those of ServiceAccounts."""
+
+    async def read(token: str, audiences: tuple[str, ...]) -> tuple[auth.User, tuple[str, ...]] | None:
+        if found := auth.from_token(f"Bearer {token}", tokens):
+            both = tuple(a for a in audiences or accounts.audiences if a in accounts.audiences)
+            return (auth.authenticated(found), both) if both else None
+        return await accounts.read(token, audiences)
+
+    return read
+
+
+async def _bearer(header: str, read: TokenReader) -> auth.User | None:
+    if not auth.is_bearer(header):
+        return None
+    found = await read(header.partition(" ")[2].strip(), ())
+    return found[0] if found else None
+
+
+def authenticator(read: TokenReader, identities: Identities, settled: Settled) -> Middleware:
     @web.middleware
     async def authenticate(request: web.Request, handler: Handler) -> web.StreamResponse:
         peer = request.transport.get_extra_info("peercert") if request.transport else None
         header = request.headers.get("Authorization", "")
-        user = auth.from_certificate(peer) or auth.from_token(header, tokens)
+        user = auth.from_certificate(peer) or await _bearer(header, read)
         known = user is not None and identities.admits(user, time.time())
         joins = request.path in auth.JOIN_PATHS
         if not known and not joins and (user is not None or auth.is_bearer(header)):
@@ -170,15 +190,19 @@ def make_app(
     settled: Settled = lambda transport: None,
     documents: Documents | None = None,
     fairness: Fairness | None = None,
+    accounts: Accounts | None = None,
 ) -> web.Application:
     """Return an aiohttp application that serves the whole API. tokens: bearer token -> user. identities: the
     reservations of node names; default: those in the store of `objects`. settled: called with the transport of each
-    request whose user is known. documents: health checks and metrics. fairness: the seats of requests.
+    request whose user is known. documents: health checks and metrics. fairness: the seats of requests. accounts: the
+    tokens of ServiceAccounts; default: with a key of their own, which nothing keeps.
     """
     known = identities or Identities(objects.store)
     authorizer = Authorizer(objects.store)
     objects.gate = Gate(authorizer)
-    middlewares = [errors_as_status, authenticator(tokens, known, settled), impersonator(authorizer)]
+    accounts = accounts or Accounts(objects.store, objects.clock, lambda: AccountKeys(new_key()))
+    read = token_reader(tokens, accounts)
+    middlewares = [errors_as_status, authenticator(read, known, settled), impersonator(authorizer)]
     app = web.Application(client_max_size=MAX_BODY, middlewares=middlewares)
 
     async def follow(_app: web.Application) -> None:
@@ -188,14 +212,11 @@ def make_app(
     app.on_startup.append(follow)
     app.on_response_prepare.append(_headers)
 
-    async def read_token(token: str, audiences: tuple[str, ...]) -> tuple[auth.User, tuple[str, ...]] | None:
-        found = auth.from_token(f"Bearer {token}", tokens)
-        return None if found is None else (auth.authenticated(found), audiences or AUDIENCES)
-
-    reviews = Reviews(authorizer, read_token, objects.clock)
-    fairness, figures, handlers = fairness or Fairness(), Figures(), Handlers(objects, authorizer, reviews)
+    reviews = Reviews(authorizer, read, objects.clock)
+    fairness, figures, handlers = fairness or Fairness(), Figures(), Handlers(objects, authorizer, reviews, accounts)
     figures.gauges += _gauges(fairness, handlers)
     documents = documents or Documents(objects.registry)
+    documents.pages = accounts.pages()
     documents.metrics = lambda: figures.page(process.figures())
     app.middlewares.insert(0, _counting(figures, handlers))
     app.router.add_route("*", "/{path:.*}", catch_all(handlers, authorizer, documents, fairness))

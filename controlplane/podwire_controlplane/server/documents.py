@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any
 
 from aiohttp import web
 
@@ -27,12 +28,13 @@ Check = Callable[[], str]
 @dataclass
 class Documents:
     """checks: name -> a function that returns why the server is not well, "" if it is. metrics: returns Prometheus
-    text.
+    text. pages: path -> a function that returns a document and its media type.
     """
 
     registry: Registry = BUILTIN
     checks: dict[str, Check] = field(default_factory=lambda: {"ping": str})
     metrics: Callable[[], str] = str
+    pages: Mapping[str, Callable[[], tuple[Any, str]]] = field(default_factory=dict)
 
     def answer(self, request: web.Request, path: str, query: dict[str, str]) -> web.Response:
         """Answer a path without a slash at its end. Raises a StatusError."""
@@ -54,6 +56,8 @@ class Documents:
             return lambda: self._discovery(request, first, rest)
         if first == "openapi":
             return lambda: self._openapi(request, rest)
+        if page := self.pages.get("/".join(parts)):
+            return lambda: self._page(request, *page())
         if rest:
             return None
         plain: dict[str, Callable[[], web.Response]] = {
@@ -69,6 +73,11 @@ class Documents:
     def _json(self, request: web.Request, body: Object, offered: tuple[str, ...] = media.ALL) -> web.Response:
         form = media.bare(request.headers.get("Accept", ""), offered)
         return answers.response(request, answers.encode(form, body), form.media, compress=True)
+
+    def _page(self, request: web.Request, body: Any, media_type: str) -> web.Response:
+        answer = answers.response(request, codec.dumps(body), media_type)
+        answer.headers["Cache-Control"] = "public, max-age=3600"
+        return answer
 
     def _index(self, request: web.Request) -> web.Response:
         paths = ["/api", "/api/v1", "/apis"]

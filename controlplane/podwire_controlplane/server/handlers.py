@@ -22,6 +22,7 @@ from .. import convert
 from ..rbac.rules import Attributes
 from ..store.base import Item
 from . import answers, auth, bodies, deprecated, lists, media, streams
+from .accounts import Accounts
 from .answers import View
 from .authorizer import Authorizer, forbidden
 from .objects import Objects, Scope, WriteOptions, Written, load, wire
@@ -48,6 +49,7 @@ RETURNED = (
     "ResourceQuota",
     "ServiceAccount",
 )
+TOKEN_REQUEST = Resource("authentication.k8s.io", "v1", "TokenRequest", "tokenrequests", verbs=("create",))
 _COLLECTION = {"GET": "list", "POST": "create", "DELETE": "deletecollection"}
 _ONE = {"GET": "get", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
 
@@ -97,8 +99,9 @@ def _verb(method: str, target: Target, query: dict[str, str]) -> str:
 class Handlers:
     """Serves all requests on the objects of one `Objects` instance."""
 
-    def __init__(self, objects: Objects, authorizer: Authorizer, reviews: Reviews) -> None:
-        self.objects, self.authorizer, self.reviews = objects, authorizer, reviews.answers
+    def __init__(self, objects: Objects, authorizer: Authorizer, reviews: Reviews, accounts: Accounts) -> None:
+        self.objects, self.authorizer, self.accounts = objects, authorizer, accounts
+        self.reviews = reviews.answers
         self.hub = Hub(objects.store)
         self._verbs: dict[str, Callable[[Call], Awaitable[web.StreamResponse]]] = {
             "get": self._get,
@@ -231,6 +234,8 @@ class Handlers:
             return await self._bind(call)
         if review := self.reviews.get((call.scope.resource.group, call.scope.resource.plural)):
             return await self._review(call, review)
+        if (call.scope.resource.kind, call.scope.sub) == ("ServiceAccount", "token"):
+            return await self._token(call)
         _unserved(call)
         kind = bodies.media_of(call.http)
         repeated: list[str] = []
@@ -245,6 +250,17 @@ class Handlers:
         body = await self._body(call, bodies.media_of(call.http))
         asked, warnings = self.objects.shape(call.scope.resource, body, options)
         answer = self._made(replace_view(call), await review(call.http, call.user, asked, call.scope.namespace), 201)
+        answers.warn(answer, warnings)
+        return answer
+
+    async def _token(self, call: Call) -> web.StreamResponse:
+        """Answer a TokenRequest."""
+        options = _options(call, "CreateOptions")
+        kind = bodies.media_of(call.http)
+        body = await bodies.decode(await bodies.read(call.http), kind, TOKEN_REQUEST.api_version, TOKEN_REQUEST.kind)
+        asked, warnings = self.objects.shape(TOKEN_REQUEST, body, options)
+        made = await self.accounts.request(call.scope.namespace, call.scope.name, asked)
+        answer = self._made(replace_view(call), made, 201)
         answers.warn(answer, warnings)
         return answer
 

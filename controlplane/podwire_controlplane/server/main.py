@@ -25,6 +25,7 @@ from podwire_base.role.run import main, notify, stop_event
 from ..allocators import ServiceAllocator, service_ranges
 from ..store.sqlite import SqliteStore
 from . import auth, backups, builtinroles, eventttl, join, servicecidrs
+from .accounts import Accounts, load_keys
 from .app import make_app
 from .identities import Identities
 from .listening import KEEPALIVE_SECONDS, Guard, Listening
@@ -182,6 +183,19 @@ async def _end_events(ends: eventttl.EventTtl) -> None:
         await asyncio.sleep(SWEEP_AGAIN if more else SWEEP_SECONDS)
 
 
+def _accounts(objects: Objects, config: ServerConfig) -> Accounts:
+    """Return the tokens of the ServiceAccounts. Their key is made when the first one is asked for."""
+    domain = config.dns[1] if config.dns else "cluster.local"
+    address, port = config.advertise
+    return Accounts(
+        objects.store,
+        objects.clock,
+        lambda: load_keys(config.data),
+        f"https://kubernetes.default.svc.{domain}",
+        f"https://{f'[{address}]' if ':' in address else address}:{port}",
+    )
+
+
 async def serve(config: ServerConfig, ready: Callable[[], None] | None = None) -> None:
     """Serve the API until SIGTERM or SIGINT. Calls `ready` when the sockets are open."""
     store = SqliteStore(config.data / "store.db")
@@ -193,7 +207,7 @@ async def serve(config: ServerConfig, ready: Callable[[], None] | None = None) -
     await bootstrap(objects, config)
     await builtinroles.keep(store, objects.clock())
     identities, guard = Identities(store), Guard()
-    app = make_app(objects, _tokens(config.data), identities, guard.settled)
+    app = make_app(objects, _tokens(config.data), identities, guard.settled, accounts=_accounts(objects, config))
     app.add_routes(join.routes(config.data, identities))
     app.add_routes(backups.routes(store))
     runner = web.AppRunner(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import http.client
 import ipaddress
 import json
@@ -20,6 +21,8 @@ from podwire_base.kube.registry import of
 from podwire_base.patience import patient
 from podwire_controlplane.allocators import ServiceAllocator
 from podwire_controlplane.server import auth, builtinroles, pki
+from podwire_controlplane.server.accountkeys import AccountKeys, new_key
+from podwire_controlplane.server.accounts import Accounts
 from podwire_controlplane.server.app import make_app
 from podwire_controlplane.server.fairness import Fairness
 from podwire_controlplane.server.listening import Guard, Listening
@@ -36,6 +39,12 @@ TOKENS = {
     "reader-token": auth.User("reader", frozenset({auth.READERS})),
     "nobody-token": auth.User("nobody", frozenset()),
 }
+
+
+@functools.cache
+def account_keys() -> AccountKeys:
+    """Return the key of all servers of this process: it takes a tenth of a second to make one."""
+    return AccountKeys(new_key())
 
 
 class Server(InThread):
@@ -61,7 +70,8 @@ class Server(InThread):
         await builtinroles.keep(self.store, self.objects.clock())
         guard = Guard()
         self.fairness = Fairness()
-        app = make_app(self.objects, TOKENS, settled=guard.settled, fairness=self.fairness)
+        self.accounts = Accounts(self.store, self.objects.clock, account_keys)
+        app = make_app(self.objects, TOKENS, settled=guard.settled, fairness=self.fairness, accounts=self.accounts)
         app.add_routes(self._routes())
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await self._runner.setup()
