@@ -28,7 +28,7 @@ class Backed(Server):
 
 def _run(*arguments: str | Path) -> tuple[int, str]:
     result = CliRunner().invoke(command, [str(a) for a in arguments])
-    return result.exit_code, result.output
+    return result.exit_code, " ".join(result.output.split())  # without the line breaks of a terminal
 
 
 def test_backup_and_restore(tmp_path: Path) -> None:

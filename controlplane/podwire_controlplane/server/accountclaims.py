@@ -17,7 +17,6 @@ from podwire_base.kube.meta import Object, name, namespace, uid
 from ..rbac.index import ACCOUNT
 from . import auth
 from .impersonation import account_groups
-from .reviews import CREDENTIAL
 
 LEGACY = "kubernetes/serviceaccount"  # issuer of the tokens in Secrets
 SECRET_TYPE = "kubernetes.io/service-account-token"
@@ -141,7 +140,7 @@ def _bound(found: Mapping[str, Any]) -> Grant | None:
     own, space = found[_PRIVATE], str(found[_PRIVATE]["namespace"])
     account = own["serviceaccount"]
     needs = [Reference("ServiceAccount", space, str(account["name"]), str(account["uid"]))]
-    extra = [(CREDENTIAL, (f"JTI={found['jti']}",))] if found.get("jti") else []
+    extra = [(auth.CREDENTIAL, (f"JTI={found['jti']}",))] if found.get("jti") else []
     for kind in BOUND:
         if ref := own.get(kind.lower()):
             needs.append(Reference(kind, "" if kind == "Node" else space, str(ref["name"]), str(ref["uid"])))

@@ -18,6 +18,7 @@ from ..rbac.rules import Attributes
 
 ADMINS, NODES, READERS = "system:masters", "system:nodes", "podwire:readers"
 AUTHENTICATED, UNAUTHENTICATED = "system:authenticated", "system:unauthenticated"
+CREDENTIAL = "authentication.kubernetes.io/credential-id"  # key of UserInfo.extra (KEP-4193)
 OPEN_PATHS = ("/healthz", "/livez", "/readyz", "/version")  # for the anonymous, by the role system:public-info-viewer
 JOIN_PATHS = (
     "/podwire/v1/ca",

@@ -20,7 +20,6 @@ from ..rbac.rules import Attributes
 from . import auth
 from .authorizer import Authorizer
 
-CREDENTIAL = "authentication.kubernetes.io/credential-id"
 ACTING = web.RequestKey("acting", bool)  # the client impersonates another user
 # (token, audiences that the client accepts) -> (user, those of the token's audiences), None if the token is unknown
 TokenReader = Callable[[str, tuple[str, ...]], Awaitable[tuple[auth.User, tuple[str, ...]] | None]]
@@ -30,8 +29,8 @@ Review = Callable[[web.Request, auth.User, Object, str], Awaitable[Object]]
 def user_info(http: web.Request, user: auth.User) -> Object:
     """Return a user as authentication.k8s.io/v1 UserInfo, with the id of the credential that the client sent."""
     extra = {key: list(values) for key, values in user.extra}
-    if not http.get(ACTING) and user.name != auth.ANONYMOUS.name and CREDENTIAL not in extra:
-        extra[CREDENTIAL] = [_credential(http)]
+    if not http.get(ACTING) and user.name != auth.ANONYMOUS.name and auth.CREDENTIAL not in extra:
+        extra[auth.CREDENTIAL] = [_credential(http)]
     info: Object = {"username": user.name, "uid": user.uid, "groups": list(user.groups), "extra": extra}
     return {field: value for field, value in info.items() if value}
 

@@ -90,7 +90,7 @@ def test_no_changed_token_counts(keys: AccountKeys, data: st.DataObject) -> None
 
 
 def test_the_header_chooses_nothing(keys: AccountKeys) -> None:
-    def part(value: Object) -> str:
+    def part(value: Any) -> str:
         return base64.urlsafe_b64encode(json.dumps(value).encode()).rstrip(b"=").decode()
 
     other = AccountKeys(new_key())
