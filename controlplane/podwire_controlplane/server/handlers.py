@@ -246,9 +246,9 @@ class Handlers:
         return self._written(call, await self.objects.create(call.scope, obj, options))
 
     async def _review(self, call: Call, review: Review) -> web.StreamResponse:
-        options = _options(call, "CreateOptions")
-        body = await self._body(call, bodies.media_of(call.http))
-        asked, warnings = self.objects.shape(call.scope.resource, body, options)
+        repeated: list[str] = []
+        body = await self._body(call, bodies.media_of(call.http), repeated)
+        asked, warnings = self.objects.shape(call.scope.resource, body, _options(call, "CreateOptions", repeated))
         answer = self._made(replace_view(call), await review(call.http, call.user, asked, call.scope.namespace), 201)
         answers.warn(answer, warnings)
         return answer

@@ -41,7 +41,6 @@ DIFFERS = {
         ("write-025", "write-033", "write-035", "write-038", "write-039", "write-040"),
         "server-side apply and its tracking of managers are not there yet",
     ),
-    "impersonation-011": "the logs of pods are not there yet",
     "verb-014": "aiohttp's parser refuses methods that it does not know, with 400",
 }
 UNSERVED = ("example.com", "/bindings", "/binding", "/eviction")  # what needs them
