@@ -27,6 +27,7 @@ from ..store.sqlite import SqliteStore
 from . import auth, backups, builtinroles, eventttl, join, servicecidrs
 from .accounts import Accounts, load_keys
 from .app import make_app
+from .claims import GRACE
 from .identities import Identities
 from .listening import KEEPALIVE_SECONDS, Guard, Listening
 from .objects import Objects, Scope, WriteOptions
@@ -89,17 +90,11 @@ def _listener(address: str, port: int, netns: str, *, held: bool = False) -> soc
 
 async def _ensure(objects: Objects, scope: Scope, obj: Object) -> None:
     """Create an object, or patch the existing object to the wanted spec."""
-    try:
+    own = Scope(scope.resource, scope.namespace, obj["metadata"]["name"])
+    if await objects.store.get(own.key) is None:
         await objects.create(scope, copy.deepcopy(obj), WriteOptions())
-    except StatusError as err:
-        if err.reason != "AlreadyExists":
-            raise
-        await objects.patch(
-            Scope(scope.resource, scope.namespace, obj["metadata"]["name"]),
-            "application/merge-patch+json",
-            obj,
-            WriteOptions(),
-        )
+    else:
+        await objects.patch(own, "application/merge-patch+json", obj, WriteOptions())
 
 
 async def bootstrap(objects: Objects, config: ServerConfig) -> None:
@@ -164,13 +159,17 @@ async def _bootstrap_dns(objects: Objects, address: str) -> None:
 
 
 async def _keep(objects: Objects, config: ServerConfig) -> None:
-    """Restore built-in objects after a client deletes or changes them."""
+    """Restore built-in objects after a client deletes or changes them, and claims that a server has left behind."""
+    repaired = objects.clock()
     while True:
         await asyncio.sleep(KEEP_SECONDS)
         try:
             await bootstrap(objects, config)
         except StatusError as err:
             log.warn("a built-in object cannot be restored", error=err.message)
+        if objects.clock() - repaired > GRACE:
+            repaired = objects.clock()
+            await objects.care.repair()
 
 
 async def _end_events(ends: eventttl.EventTtl) -> None:

@@ -16,26 +16,29 @@ from typing import TYPE_CHECKING, Any
 
 from podwire_base.kube import codec, errors
 from podwire_base.kube import patch as patches
-from podwire_base.kube.errors import Cause, StatusError
+from podwire_base.kube.errors import StatusError
 from podwire_base.kube.meta import Object, deleting, name, resource_version, uid
 from podwire_base.kube.registry import BUILTIN, Registry, Resource, of
 from podwire_base.kube.schema import builtin
 from podwire_base.kube.times import timestamp
 
 from .. import admission, convert, gotypes
-from ..allocators import Exhausted, ServiceAllocator
+from ..allocators import ServiceAllocator
 from ..rules.fields import invalid, not_supported, required
 from ..store.base import Conflict, Item, Store, StoredChange
 from ..strategies.base import Strategy
 from ..strategies.core import bound
 from ..strategies.table import strategy_of, unconditional
 from .auth import User
+from .claims import Care, Claims, ServiceClaims, holding, leaving
+from .podcidrs import PodCidrClaims
 
 if TYPE_CHECKING:
     from .gate import Gate
 
 PROPAGATION = {"Background": "", "Orphan": "orphan", "Foreground": "foregroundDeletion"}
-_NAMESPACES, _SERVICES = of("Namespace"), of("Service")
+_NAMESPACES = of("Namespace")
+_NOTHING = contextlib.nullcontext()
 _LETTERS = "bcdfghjklmnpqrstvwxz2456789"  # no vowels, no 0, 1 or 3: generated names spell no words
 _RETRIES = 8
 LAST_MOMENT = 253_402_300_799.0  # 9999-12-31T23:59:59Z: later times have no form
@@ -117,17 +120,15 @@ class Objects:
     ) -> None:
         self.store, self.allocator, self.clock = store, allocator, clock
         self.registry = registry or Registry(BUILTIN.resources)
-        self.claims = {("", "Service"): allocator}
+        self.claims: dict[tuple[str, str], Claims] = {
+            ("", "Service"): ServiceClaims(store, allocator, clock),
+            ("", "Node"): PodCidrClaims(store, clock),
+        }
+        self.care = Care(store, self.claims, clock)
         self.gate: Gate | None = None  # judges what users write; set by the application
 
     async def start(self) -> None:
-        for item in await self.store.scan(_SERVICES.prefix()):
-            self.allocator.observe(None, load(item))
-        self.store.subscribe(self._observe)
-
-    def _observe(self, change: StoredChange) -> None:
-        if change.key.startswith(_SERVICES.prefix()):
-            self.allocator.observe(*(load(item) if item else None for item in (change.before, change.item)))
+        await self.care.start()
 
     # ---- reading
 
@@ -169,12 +170,28 @@ class Objects:
             raise errors.bad_request(f"{cannot}: strict decoding error: {', '.join(warnings)}")
         return made, warnings if options.field_validation != "Ignore" else ()
 
-    def _check(self, scope: Scope, obj: Object, before: Object | None, dry_run: bool = False) -> tuple[str, ...]:
-        """Validate an object that has its defaults, claim the values that it lacks, and return warnings. A dry run does
-        not look whether the values that the client asks for are free, as upstream.
+    def _claims(self, scope: Scope) -> Claims | None:
+        return self.claims.get((scope.resource.group, scope.resource.kind)) if scope.sub != "status" else None
+
+    def _held(
+        self, scope: Scope, obj: Object, before: Object | None, dry_run: bool
+    ) -> contextlib.AbstractAsyncContextManager[Any]:
+        """Hold the values that `obj` claims while it is written. A dry run claims nothing: it does not look whether the
+        values that the client asks for are free, as upstream.
         """
+        claims = self._claims(scope)
+        return _NOTHING if claims is None else holding(claims, obj, before, dry_run=dry_run)
+
+    async def _remove(self, scope: Scope, obj: Object, revision: int) -> StoredChange:
+        """Delete an object from the store, and give back what it claimed. Raises Conflict."""
+        claims = self.claims.get((scope.resource.group, scope.resource.kind))
+        async with _NOTHING if claims is None else leaving(claims, obj):
+            return await self.store.delete(scope.key, revision)
+
+    def _check(self, scope: Scope, obj: Object, before: Object | None) -> tuple[str, ...]:
+        """Validate an object that has its defaults, and return warnings."""
         strategy, resource = strategy_of(scope.resource), scope.resource
-        claims = self.claims.get((resource.group, resource.kind)) if scope.sub != "status" else None
+        claims = self._claims(scope)
         if claims and (wrong := claims.prepare(obj, before)):
             raise errors.invalid(resource, name(obj), wrong)
         if before is None:
@@ -187,16 +204,8 @@ class Objects:
             causes = list(strategy.validate_part(scope.sub, obj, before))
         else:
             causes = list(strategy.validate_update(obj, before))
-        if claims and not causes and not dry_run:
-            causes += claims.check(obj)
         if causes:
             raise errors.invalid(resource, name(obj), causes)
-        if claims:
-            try:
-                claims.fill(obj)
-            except Exhausted as err:
-                causes = [Cause("", str(err), "")]
-                raise StatusError(500, "InternalError", f"Internal error occurred: {err}", causes=causes) from err
         return tuple(strategy.warnings(obj, before))
 
     async def _check_namespace(self, scope: Scope) -> None:
@@ -250,35 +259,22 @@ class Objects:
         if self.gate:
             self.gate.written(options.user, resource, "", obj, None)
         strategy.prepare_create(obj)
-        warnings += self._check(scope, obj, None, options.dry_run)
-        obj, _ = self._shape(resource, obj, WriteOptions())
-        strategy.defaults(obj)  # again, as a store that decodes what it was given: what was decided above has defaults
+        warnings += self._check(scope, obj, None)
         scope = Scope(resource, scope.namespace, name(obj))
-        if options.dry_run:
-            if await self.store.get(scope.key):
-                raise errors.exists(resource, scope.name)
-            return Written(codec.dumps(obj), warnings, created=True)
+        if self._claims(scope) is not None and await self.store.get(scope.key):
+            raise errors.exists(resource, scope.name)  # before it claims anything
         try:
-            item = await self._put(scope, codec.encode(convert.stored(resource, obj)), 0, None, obj)
+            async with self._held(scope, obj, None, options.dry_run):
+                obj, _ = self._shape(resource, obj, WriteOptions())
+                strategy.defaults(obj)  # again, as a store that decodes what it was given: what was decided has them
+                if options.dry_run:
+                    if await self.store.get(scope.key):
+                        raise errors.exists(resource, scope.name)
+                    return Written(codec.dumps(obj), warnings, created=True)
+                item = await self.store.put(scope.key, codec.encode(convert.stored(resource, obj)), 0)
         except Conflict:
             raise errors.exists(resource, scope.name) from None
         return Written(wire(item, resource), warnings, created=True)
-
-    async def _put(self, scope: Scope, value: bytes, expect: int, before: Object | None, after: Object) -> Item:
-        """Store an object by compare-and-swap. Other writes begin while this one is committed, so the values that the
-        object claims are its own from now on; they are given back if the write fails. Raises Conflict.
-        """
-        claims = self.claims.get((scope.resource.group, scope.resource.kind))
-        if claims is None:
-            return await self.store.put(scope.key, value, expect)
-        claims.observe(before, after)
-        try:
-            return await self.store.put(scope.key, value, expect)
-        except BaseException:
-            claims.observe(after, None)
-            if (item := await self.store.get(scope.key)) is not None:
-                claims.observe(None, load(item))
-            raise
 
     async def update(self, scope: Scope, obj: Object, options: WriteOptions) -> Written:
         """Replace the object or its status (PUT). Without a resourceVersion, the update is unconditional."""
@@ -341,26 +337,33 @@ class Objects:
                 self.gate.written(options.user, resource, scope.sub, after, before)
             for plugin in () if scope.sub else admission.UPDATING.get((resource.group, resource.kind), ()):
                 plugin.change(after, {})
-            heard = (*warnings, *self._check(scope, after, before, options.dry_run))
-            after, _ = self._shape(resource, after, WriteOptions())
-            strategy.defaults(after)
-            if strategy.generation:
-                risen = scope.sub != "status" and strategy.changed(after, before)
-                after["metadata"]["generation"] = int(before["metadata"].get("generation", 1)) + risen
-            value = codec.encode(convert.stored(resource, after))
-            if codec.decode(value) == codec.decode(item.value):
-                return Written(wire(item, resource), heard)
-            if options.dry_run:
-                return Written(convert.served_bytes(resource, codec.with_revision(value, item.revision)), heard)
+            heard = (*warnings, *self._check(scope, after, before))
             try:
-                if _finished(strategy, after):
-                    gone = await self.store.delete(scope.key, item.revision)
-                    raw = codec.with_revision(value, gone.revision)
-                    return Written(convert.served_bytes(resource, raw), heard)
-                return Written(wire(await self._put(scope, value, item.revision, before, after), resource), heard)
+                async with self._held(scope, after, before, options.dry_run):
+                    return await self._replace(scope, item, before, after, heard, options)
             except Conflict:
                 continue
         raise errors.conflict(scope.resource, scope.name, "too many writers at once; try again")
+
+    async def _replace(
+        self, scope: Scope, item: Item, before: Object, after: Object, heard: tuple[str, ...], options: WriteOptions
+    ) -> Written:
+        """Store what an update makes of an object, or remove it if nothing holds it any more. Raises Conflict."""
+        resource, strategy = scope.resource, strategy_of(scope.resource)
+        after, _ = self._shape(resource, after, WriteOptions())
+        strategy.defaults(after)
+        if strategy.generation:
+            risen = scope.sub != "status" and strategy.changed(after, before)
+            after["metadata"]["generation"] = int(before["metadata"].get("generation", 1)) + risen
+        value = codec.encode(convert.stored(resource, after))
+        if codec.decode(value) == codec.decode(item.value):
+            return Written(wire(item, resource), heard)
+        if options.dry_run:
+            return Written(convert.served_bytes(resource, codec.with_revision(value, item.revision)), heard)
+        if _finished(strategy, after):
+            gone = await self._remove(scope, after, item.revision)
+            return Written(convert.served_bytes(resource, codec.with_revision(value, gone.revision)), heard)
+        return Written(wire(await self.store.put(scope.key, value, item.revision), resource), heard)
 
     def _carry_over(self, scope: Scope, before: Object, after: Object) -> None:
         """Copy from `before` what the client cannot change: identity, deletion state, and the part (spec or status)
@@ -429,7 +432,7 @@ class Objects:
                 return codec.with_revision(codec.encode(marked), item.revision), _finished(strategy, marked)
             try:
                 if _finished(strategy, marked):
-                    change = await self.store.delete(scope.key, item.revision)
+                    change = await self._remove(scope, obj, item.revision)
                     last = codec.encode(marked) if scope.resource.kind == "Pod" else item.value
                     return codec.with_revision(last, change.revision), True
                 value = codec.encode(marked)

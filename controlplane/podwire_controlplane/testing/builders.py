@@ -13,8 +13,9 @@ from podwire_base.kube.registry import BUILTIN, of
 from podwire_base.testing.builders import NOW
 from podwire_controlplane.allocators import ServiceAllocator
 from podwire_controlplane.controllers.base import Snapshot
+from podwire_controlplane.server.claims import PORTS, claimant
 from podwire_controlplane.server.objects import Objects, Scope, WriteOptions, Written
-from podwire_controlplane.store.base import Store
+from podwire_controlplane.store.base import Item, Store
 from podwire_controlplane.store.memory import MemoryStore
 
 CIDR = "10.96.0.0/24"
@@ -80,9 +81,21 @@ class World:
         raw, gone = await self.objects.delete(self.scope(kind, own), options)
         return codec.decode(raw), gone
 
+    async def claimed(self) -> tuple[dict[str, str], dict[int, str]]:
+        """Return the claims in the store: address -> Service, node port -> Service."""
+        found = [
+            (item.key.rpartition("/")[2], claimant(item)[0]) for item in await self.store.scan("/") if _claim(item)
+        ]
+        ports = {int(own): holder for own, holder in found if own.isdecimal()}
+        return {own: holder for own, holder in found if not own.isdecimal()}, ports
+
     async def state(self) -> tuple[int, dict[str, bytes]]:
         """Return the revision and the content of the whole store, so that a test can check that nothing changed."""
         return await self.store.revision(), {i.key: i.value for i in await self.store.scan("")}
+
+
+def _claim(item: Item) -> bool:
+    return item.key.startswith((PORTS, of("IPAddress").prefix()))
 
 
 def answer(done: Written) -> Object:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,8 @@ from hypothesis import strategies as st
 
 from podwire_base.kube.errors import StatusError
 from podwire_base.kube.meta import Object
-from podwire_base.testing.builders import run, service, stored, version
+from podwire_base.testing.builders import run, service, version
 from podwire_controlplane.allocators import Exhausted, ServiceAllocator, free_pod_cidr
-from podwire_controlplane.server.objects import Objects
 from podwire_controlplane.store.sqlite import SqliteStore
 
 from ..testing.builders import World
@@ -35,7 +35,8 @@ def test_update_without_address_and_port_keeps_both() -> None:
         assert after["spec"]["clusterIP"] == address and after["spec"]["clusterIPs"] == [address]
         new = {p["port"]: p["nodePort"] for p in after["spec"]["ports"]}
         assert new[81] == ports[81] and new[82] not in (None, ports[81])
-        assert set(world.allocator.ports.values()) == {"default/web"} and len(world.allocator.ports) == 2
+        _, ports = await world.claimed()
+        assert set(ports.values()) == {"default/web"} and len(ports) == 2
 
     in_world(work)
 
@@ -55,8 +56,9 @@ def test_services_of_one_moment_get_different_values(tmp_path: Path) -> None:
         found = await asyncio.gather(*same, return_exceptions=True)
         kept = [one for one in found if isinstance(one, dict)]
         assert len(kept) == 1 and [e.code for e in found if isinstance(e, StatusError)] == [409, 409]
-        assert kept[0]["spec"]["clusterIP"] in world.allocator.addresses
-        assert len(world.allocator.addresses) == len(world.allocator.ports) == 2, "what the losers held is free again"
+        addresses, ports = await world.claimed()
+        assert kept[0]["spec"]["clusterIP"] in addresses
+        assert len(addresses) == len(ports) == 2, "what the losers held is free again"
         await world.store.close()
 
     run(body())
@@ -68,17 +70,18 @@ def test_changes_of_type_take_and_release() -> None:
         address = first["spec"]["clusterIP"]
         plain = await world.patch("Service", "web", {"spec": {"type": "ClusterIP"}})
         assert plain["spec"]["clusterIP"] == address and "nodePort" not in plain["spec"]["ports"][0]
-        assert world.allocator.ports == {} and "externalTrafficPolicy" not in plain["spec"]
+        assert (await world.claimed())[1] == {} and "externalTrafficPolicy" not in plain["spec"]
         again = await world.patch("Service", "web", {"spec": {"type": "NodePort"}})
-        assert again["spec"]["ports"][0]["nodePort"] in world.allocator.node_ports and len(world.allocator.ports) == 1
+        assert again["spec"]["ports"][0]["nodePort"] in world.allocator.node_ports
+        assert len((await world.claimed())[1]) == 1
         name = await world.patch("Service", "web", {"spec": {"type": "ExternalName", "externalName": "a.example"}})
         assert "clusterIP" not in name["spec"] and "nodePort" not in name["spec"]["ports"][0]
-        assert world.allocator.ports == {} and world.allocator.addresses == {}
+        assert await world.claimed() == ({}, {})
         back = await world.patch("Service", "web", {"spec": {"type": "ClusterIP"}})
-        assert world.allocator.addresses == {back["spec"]["clusterIP"]: "default/web"}
+        assert (await world.claimed())[0] == {back["spec"]["clusterIP"]: "default/web"}
         assert "externalName" not in back["spec"]
         await world.delete("Service", "web")
-        assert world.allocator.addresses == {}
+        assert await world.claimed() == ({}, {})
 
     in_world(work)
 
@@ -125,7 +128,8 @@ def test_taken_and_impossible_requests(spec: Object, words: tuple[str, ...]) -> 
         await world.create(service(type="NodePort", clusterIP="10.96.0.5", ports=[{"port": 80, "nodePort": 30001}]))
         before = await world.state()
         await refused(world.create(service("other", **spec)), 422, *words)
-        assert await world.state() == before and len(world.allocator.addresses) == 1 and len(world.allocator.ports) == 1
+        after = await world.state()
+        assert after[1] == before[1] and [len(held) for held in await world.claimed()] == [1, 1]
 
     in_world(work)
 
@@ -163,11 +167,11 @@ def test_the_port_of_a_health_check_is_given_kept_and_released() -> None:
     async def work(world: World) -> None:
         made = await world.create(service(type="LoadBalancer", externalTrafficPolicy="Local"))
         port = made["spec"]["healthCheckNodePort"]
-        assert port in world.allocator.ports and port != made["spec"]["ports"][0]["nodePort"]
+        assert port in (await world.claimed())[1] and port != made["spec"]["ports"][0]["nodePort"]
         again = await world.update(service(type="LoadBalancer", externalTrafficPolicy="Local", selector={"a": "b"}))
         assert again["spec"]["healthCheckNodePort"] == port
         after = await world.patch("Service", "web", {"spec": {"externalTrafficPolicy": "Cluster"}})
-        assert "healthCheckNodePort" not in after["spec"] and port not in world.allocator.ports
+        assert "healthCheckNodePort" not in after["spec"] and port not in (await world.claimed())[1]
 
     in_world(work)
 
@@ -178,21 +182,9 @@ def test_exhausted_ports_leave_nothing_behind() -> None:
             await world.create(service(f"s{n}", type="NodePort"))
         before = await world.state()
         await refused(world.create(service(type="NodePort")), 500, "no free NodePort in 30000-30009")
-        assert await world.state() == before and len(world.allocator.addresses) == 10
+        assert (await world.state())[1] == before[1] and [len(held) for held in await world.claimed()] == [10, 10]
         await world.delete("Service", "s4")
         await world.create(service(type="NodePort"))
-
-    in_world(work)
-
-
-def test_books_are_rebuilt_at_start() -> None:
-    async def work(world: World) -> None:
-        for n in range(5):
-            await world.create(service(f"s{n}", type="NodePort"))
-        await world.create(service("none", clusterIP="None"))
-        fresh = ServiceAllocator(world.allocator.cidr, world.allocator.node_ports)
-        await Objects(world.store, fresh).start()
-        assert fresh.addresses == world.allocator.addresses and fresh.ports == world.allocator.ports
 
     in_world(work)
 
@@ -210,7 +202,7 @@ _STEPS = st.lists(
 
 @given(_STEPS)
 def test_no_sequence_hands_a_value_out_twice(steps: list[tuple[str, str, int | None, int | None]]) -> None:
-    """The allocator's records always equal those that a fresh start would build from the stored Services."""
+    """The claims in the store are always those that the stored Services have."""
 
     async def apply(world: World, own: str, kind: str, port: int | None, host: int | None) -> None:
         if kind == "delete":
@@ -237,8 +229,8 @@ def test_no_sequence_hands_a_value_out_twice(steps: list[tuple[str, str, int | N
         addresses = [o["spec"]["clusterIP"] for o in found if o["spec"].get("clusterIP") not in (None, "None")]
         ports = [p["nodePort"] for o in found for p in o["spec"]["ports"] if p.get("nodePort")]
         assert len(addresses) == len(set(addresses)) and len(ports) == len(set(ports))
-        assert sorted(world.allocator.addresses) == sorted(addresses)
-        assert sorted(world.allocator.ports) == sorted(ports)
+        held, given = await world.claimed()
+        assert sorted(held) == sorted(addresses) and sorted(given) == sorted(ports)
 
     in_world_small(work)
 
@@ -273,45 +265,21 @@ def _allocator(cidr: str, draw: Any = lambda n: 0) -> ServiceAllocator:
     return ServiceAllocator(ipaddress.ip_network(cidr), range(30000, 30003), draw=draw)
 
 
-def _fill(books: ServiceAllocator, own: str) -> str:
-    obj = stored(service(own))
-    assert books.prepare(obj, None) == []
-    books.fill(obj)
-    books.observe(None, obj)
-    return str(obj["spec"]["clusterIP"])
-
-
 def test_static_band_is_handed_out_last() -> None:
-    books = _allocator("10.96.0.0/24")
-    got = [_fill(books, f"s{n}") for n in range(254)]
-    assert len(set(got)) == 254
-    assert got[0] == "10.96.0.16" and got[238] == "10.96.0.255".replace("255", "254"), (
-        "KEP-3070: 16 addresses for people"
-    )
-    assert set(got[-15:]) == {f"10.96.0.{n}" for n in range(1, 16)}
-    with pytest.raises(Exhausted, match=r"10\.96\.0\.0/24"):
-        _fill(books, "more")
+    got = list(_allocator("10.96.0.0/24").candidates("IPv4"))
+    assert len(set(got)) == 254 == len(got)
+    assert (got[0], got[238]) == ("10.96.0.16", "10.96.0.254"), "KEP-3070: 16 addresses for people"
+    assert got[-15:] == [f"10.96.0.{n}" for n in range(1, 16)]
 
 
 @pytest.mark.parametrize("cidr", ["10.96.0.0/29", "10.96.0.0/31", "fd00::/120", "fd00::/64", "10.0.0.0/8"])
 def test_ranges_of_any_size(cidr: str) -> None:
-    books, network = _allocator(cidr, draw=lambda n: n - 1), ipaddress.ip_network(cidr)
-    for n in range(3):
-        try:
-            address = ipaddress.ip_address(_fill(books, f"s{n}"))
-        except Exhausted:
-            assert network.num_addresses <= 2
-            return
+    network = ipaddress.ip_network(cidr)
+    allocator = _allocator(cidr, draw=lambda n: n - 1)
+    got = list(itertools.islice(allocator.candidates(f"IPv{network.version}"), 3))
+    assert bool(got) == (network.num_addresses > 2)
+    for address in map(ipaddress.ip_address, got):
         assert address in network and address not in (network.network_address, network.broadcast_address)
-
-
-def test_another_service_of_the_same_address_does_not_release_it() -> None:
-    books = _allocator("10.96.0.0/24")
-    one, two = (stored(service(own, clusterIP="10.96.0.9")) for own in ("one", "two"))
-    books.observe(None, one)
-    books.observe(None, two)  # both exist, from before a repair: the later one is in the allocator's records
-    books.observe(one, None)
-    assert books.addresses == {"10.96.0.9": "default/two"}
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 20)), max_size=30), st.integers(25, 28))
