@@ -105,11 +105,14 @@ def _pair(resource: Resource) -> Any:
 
 def differs(resource: Resource) -> bool:
     """Whether objects of the kind are stored in the form of another version."""
-    return _pair(resource) is not None
+    return resource.custom is not None or _pair(resource) is not None
 
 
 def stored(resource: Resource, obj: Object) -> Object:
     """Return the form in which an object of this version is stored: the object itself for most kinds."""
+    if resource.custom is not None:
+        own: Object = resource.custom.strategy.stored(obj)
+        return own
     pair = _pair(resource)
     if pair is None:
         return obj
@@ -118,7 +121,10 @@ def stored(resource: Resource, obj: Object) -> Object:
 
 
 def served(resource: Resource, obj: Object) -> Object:
-    """Return a stored object as this version shows it."""
+    """Return a stored object as this version shows it. A custom object may be changed."""
+    if resource.custom is not None:
+        own: Object = resource.custom.strategy.served(obj)
+        return own
     pair = _pair(resource)
     if pair is None:
         return obj
@@ -128,6 +134,6 @@ def served(resource: Resource, obj: Object) -> Object:
 
 def served_bytes(resource: Resource, raw: bytes) -> bytes:
     """Return the wire form of a stored object, as this version shows it."""
-    if _pair(resource) is None:
+    if not differs(resource):
         return raw
     return codec.dumps(served(resource, codec.decode(raw)))

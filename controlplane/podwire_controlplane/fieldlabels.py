@@ -51,4 +51,6 @@ _FIELDS: dict[tuple[str, str], tuple[str, ...]] = {
 
 def of(resource: Resource) -> frozenset[str]:
     """Returns the paths that a fieldSelector of the kind may name."""
+    if resource.custom is not None:
+        return COMMON | frozenset(resource.custom.fields)
     return COMMON | frozenset(_FIELDS.get((resource.group, resource.kind), ()))

@@ -332,3 +332,13 @@ def _message(name: str) -> Decoder:
         return out
 
     return message
+
+
+# ---- one message alone, for objects that are no kind of the table
+
+OBJECT_META = "k8s.io.apimachinery.pkg.apis.meta.v1.ObjectMeta"
+
+
+def decode_message(name: str, value: Any, path: str, unknown: list[str]) -> Any:
+    """Returns a value as the message has it; the paths of unknown fields go into `unknown`. Raises BadType."""
+    return _message(name)(value, path, unknown)

@@ -1,6 +1,6 @@
 """OpenAPI documents of the served kinds: v3 for each group version, v2 for all. kubectl validates and explains by them.
 
-The schemas are Kubernetes' own (schema.py). Custom kinds bring the definitions of their own schemas in `extra`.
+The schemas are Kubernetes' own (schema.py). The rows of custom kinds bring the definitions of their own.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from podwire_base.kube import patch
@@ -55,6 +56,15 @@ def _v2(schema: Mapping[str, Any]) -> Object:
     if "$ref" in out:
         out["$ref"] = f"#/definitions/{out['$ref']}"
     return _deep(out, _v2)
+
+
+def _plain(schema: Mapping[str, Any]) -> Object:
+    """Returns a custom schema without what OpenAPI 2 has no words for. A value that may be null has no type there."""
+    out = {k: v for k, v in schema.items() if k not in ("allOf", "anyOf", "oneOf", "not", "nullable", "default")}
+    if schema.get("nullable") or schema.get("x-kubernetes-preserve-unknown-fields"):
+        for word in ("items", "properties") + (("type",) if schema.get("nullable") else ()):
+            out.pop(word, None)
+    return _deep(out, _plain)
 
 
 def _deep(out: Object, convert: Callable[[Mapping[str, Any]], Object]) -> Object:
@@ -123,8 +133,20 @@ def _reference(name: str) -> Object:
     return {"$ref": f"#/components/schemas/{name}"}
 
 
+def custom_definitions(registry: Registry) -> dict[str, Mapping[str, Any]]:
+    """Returns the definitions that custom kinds bring."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for resource in registry.resources:
+        if resource.custom is not None:
+            found |= resource.custom.definitions or {}
+    return found
+
+
 def _name(resource: Resource, sub: Subresource | None, kind: str) -> str:
     """Returns the definition of a kind that a resource, or its subresource, speaks."""
+    if resource.custom is not None and (sub is None or not sub.version):
+        own = resource.custom.name
+        return own.removesuffix(resource.kind) + kind if kind == resource.list_kind else own
     version = resource.api_version
     if sub is not None and sub.version:
         version = f"{sub.group}/{sub.version}" if sub.group else sub.version
@@ -134,7 +156,7 @@ def _name(resource: Resource, sub: Subresource | None, kind: str) -> str:
 def _paths(resource: Resource) -> Iterator[tuple[str, str, str, str]]:
     """Yields (path, verb, definition of the answer, definition of the body) of every operation of a kind."""
     scope = "{namespace}" if resource.namespaced else ""
-    own, many = (_name(resource, None, resource.kind + end) for end in ("", "List"))
+    own, many = (_name(resource, None, kind) for kind in (resource.kind, resource.list_kind))
     rows = (("list", "get"), ("create", "post"), ("deletecollection", "delete"))
     for verb, method in (r for r in rows if r[0] in resource.verbs):
         body = {"create": own, "deletecollection": _DELETE}.get(verb, "")
@@ -157,10 +179,8 @@ def _paths(resource: Resource) -> Iterator[tuple[str, str, str, str]]:
                 )
 
 
-def v3(registry: Registry, group: str, version: str, extra: Definitions | None = None) -> Object | None:
-    """Returns the document of one group version; None if the registry does not have it. extra: definitions of custom
-    kinds.
-    """
+def v3(registry: Registry, group: str, version: str) -> Object | None:
+    """Returns the document of one group version; None if the registry does not have it."""
     if (group, version) not in registry.groups:
         return None
     paths: dict[str, Object] = {}
@@ -172,7 +192,7 @@ def v3(registry: Registry, group: str, version: str, extra: Definitions | None =
             paths.setdefault(path, _parameters(path))[method] = _operation(verb, gvk, answer, body)
             wanted |= {answer, body} - {""}
         wanted.add(_name(resource, None, resource.kind))
-    known = {**builtin().definitions, **(extra or {})}
+    known = {**builtin().definitions, **custom_definitions(registry)}
     return {
         "openapi": "3.0.0",
         "info": TITLE,
@@ -187,7 +207,7 @@ def _parameters(path: str) -> Object:
     return {"parameters": rows} if rows else {}
 
 
-def v2(registry: Registry, extra: Definitions | None = None) -> Object:
+def v2(registry: Registry) -> Object:
     """Returns the document of all kinds in the form of OpenAPI 2."""
     paths: dict[str, Object] = {}
     wanted: set[str] = set()
@@ -198,7 +218,7 @@ def v2(registry: Registry, extra: Definitions | None = None) -> Object:
             paths.setdefault(path, {})[method] = _operation_v2(_operation(verb, gvk, answer, body))
             wanted |= {answer, body} - {""}
         wanted.add(_name(resource, None, resource.kind))
-    known = {**builtin().definitions, **(extra or {})}
+    known = {**builtin().definitions, **{k: _plain(v) for k, v in custom_definitions(registry).items()}}
     return {"swagger": "2.0", "info": TITLE, "paths": paths, "definitions": _components(wanted, known, _v2)}
 
 
@@ -221,14 +241,15 @@ def digest(document: Object) -> str:
     return hashlib.sha512(json.dumps(document, sort_keys=True).encode()).hexdigest().upper()
 
 
-def index(registry: Registry, extra: Definitions | None = None) -> Object:
+def index(registry: Registry) -> Object:
     """Returns the index of the v3 documents. A hash stands for the rows and the custom definitions that a document is
     made of, so that clients keep what has not changed.
     """
     paths = {}
     for group, version in registry.groups:
-        rows = [repr(r) for r in registry.resources if (r.group, r.version) == (group, version)]
+        own = [r for r in registry.resources if (r.group, r.version) == (group, version)]
+        rows, extra = [repr(replace(r, custom=None)) for r in own], [r.custom.definitions for r in own if r.custom]
         path = f"apis/{group}/{version}" if group else f"api/{version}"
-        hashed = digest({"rows": rows, "title": TITLE, "extra": extra or {}})
+        hashed = digest({"rows": rows, "title": TITLE, "extra": extra})
         paths[path] = {"serverRelativeURL": f"/openapi/v3/{path}?hash={hashed}"}
     return {"paths": paths}

@@ -29,6 +29,7 @@ class Column:
     priority: int = 0
     timed: Timed | None = None
     hidden: bool = False
+    description: str = ""
 
     def value(self, obj: Object, now: datetime) -> Any:
         if self.timed is not None:

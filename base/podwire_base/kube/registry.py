@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import json
 import pkgutil
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
+
+if TYPE_CHECKING:
+    from .cells import Column
+    from .schema import Node
 
 VERBS = ("create", "delete", "deletecollection", "get", "list", "patch", "update", "watch")
 _SUB_VERBS = ("get", "patch", "update")
@@ -29,12 +34,33 @@ class Subresource:
     verbs: tuple[str, ...] = _SUB_VERBS
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class Custom:
+    """What a CustomResourceDefinition says of one version of its kind.
+
+    schema: the type of its objects, in the form of Kubernetes' own types (schema.py). columns: of its tables.
+    definitions: name -> OpenAPI schema, of the kind and of its list. name: that of the kind's own. fields: what a
+    fieldSelector may name. scale: the paths specReplicasPath, statusReplicasPath, labelSelectorPath. warning: sent
+    with each answer of a deprecated version. strategy: what is particular to the kind in the server's write path.
+    """
+
+    schema: Node
+    columns: tuple[Column, ...] = ()
+    definitions: Mapping[str, Mapping[str, Any]] | None = None
+    name: str = ""
+    fields: tuple[str, ...] = ()
+    scale: Mapping[str, str] | None = None
+    warning: str = ""
+    strategy: Any = None
+
+
 @dataclass(frozen=True, slots=True)
 class Resource:
     """One kind in one version. subs: its subresources. verbs: those that the collection and its objects know.
 
     stored: the group version in which Kubernetes keeps the objects ("autoscaling/v2"), where that differs from the
     row's own. Two rows with one group version share their objects (Event of core/v1 and of events.k8s.io/v1).
+    custom: of a custom kind; None for Kubernetes' own.
     """
 
     group: str
@@ -48,10 +74,16 @@ class Resource:
     verbs: tuple[str, ...] = VERBS
     own_singular: str = ""
     stored: str = ""
+    own_list: str = ""
+    custom: Custom | None = None
 
     @property
     def singular(self) -> str:
         return self.own_singular or self.kind.lower()
+
+    @property
+    def list_kind(self) -> str:
+        return self.own_list or self.kind + "List"
 
     @property
     def api_version(self) -> str:
@@ -106,6 +138,15 @@ class Resource:
         return self.prefix(namespace if self.namespaced else "") + name
 
 
+def version_order(version: str) -> tuple[int, int, int, str]:
+    """Returns the sort key of a version's name, the preferred one first: v2, v1, v1beta2, v1beta1, v1alpha1, others."""
+    found = re.fullmatch(r"v([1-9][0-9]*)(?:(alpha|beta)([1-9][0-9]*))?", version)
+    if found is None:
+        return 3, 0, 0, version
+    stage = {None: 0, "beta": 1, "alpha": 2}[found[2]]
+    return stage, -int(found[1]), -int(found[3] or 0), ""
+
+
 def _segment(text: str) -> str:
     """Quote a path segment for a URL. "." and ".." are also quoted, because clients and servers would resolve them."""
     return quote(text, safe="{}") if text.strip(".") else text.replace(".", "%2E")
@@ -128,7 +169,10 @@ class Registry:
         self._index()
 
     def _index(self) -> None:
-        self.resources = tuple(row for rows in self._sources.values() for row in rows)
+        own = self._sources[""]
+        custom = [row for source, rows in self._sources.items() if source for row in rows]
+        custom.sort(key=lambda row: (row.group, version_order(row.version), row.plural))
+        self.resources = (*own, *custom)
         self.by_path = {(r.group, r.version, r.plural): r for r in self.resources}
         self.by_kind = {(r.api_version, r.kind): r for r in self.resources}
         self.groups = tuple(dict.fromkeys((r.group, r.version) for r in self.resources))

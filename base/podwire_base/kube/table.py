@@ -16,6 +16,8 @@ age = since
 
 def columns(resource: Resource) -> tuple[Column, ...]:
     """Returns the columns of a kind; of a kind without columns of its own NAME and AGE."""
+    if resource.custom is not None:
+        return resource.custom.columns
     return COLUMNS.get((resource.group, resource.kind), DEFAULT)
 
 
@@ -33,7 +35,7 @@ def definitions(resource: Resource) -> list[Object]:
             "name": column.title,
             "type": column.type,
             "format": column.format,
-            "description": column.title,
+            "description": column.description or column.title,
             "priority": column.priority,
         }
         for column in columns(resource)

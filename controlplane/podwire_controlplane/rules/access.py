@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from urllib.parse import urlsplit
 
 from podwire_base.kube.meta import Object
@@ -12,7 +11,6 @@ from .fields import Causes, all_invalid, invalid, not_supported, one_of, require
 
 _RBAC = "rbac.authorization.k8s.io"
 _OPERATIONS = ("*", "CONNECT", "CREATE", "DELETE", "UPDATE")
-_APPROVED = "api-approved.kubernetes.io"
 
 
 # ---- roles
@@ -199,62 +197,3 @@ def validating_webhooks(obj: Object) -> Causes:
 
 def mutating_webhooks(obj: Object) -> Causes:
     yield from _hooks(obj, mutating=True)
-
-
-# ---- definitions
-
-
-def definition(obj: Object) -> Causes:
-    """CustomResourceDefinition: names, versions, groups. Its schemas are checked where they are compiled."""
-    spec = obj.get("spec") or {}
-    names, group, own = spec.get("names") or {}, spec.get("group") or "", obj["metadata"].get("name") or ""
-    wanted = f"{names.get('plural') or ''}.{group}"
-    if own != wanted:
-        yield invalid("metadata.name", own, 'must be spec.names.plural+"."+spec.group')
-    if not group:
-        yield required("spec.group")
-    else:
-        yield from all_invalid("spec.group", group, fields.subdomain(group))
-        if "." not in group:
-            yield invalid("spec.group", group, "should be a domain with at least one dot")
-    if not spec.get("scope"):
-        yield required("spec.scope")
-    else:
-        yield from one_of("spec.scope", spec["scope"], ("Cluster", "Namespaced"))
-    yield from _versions(obj, spec.get("versions") or [])
-    yield from _names(names)
-    if group.endswith((".k8s.io", ".kubernetes.io")) or group in ("k8s.io", "kubernetes.io"):
-        note = (obj["metadata"].get("annotations") or {}).get(_APPROVED)
-        if not note:
-            yield required(f"metadata.annotations[{_APPROVED}]", "protected groups must have approval annotation")
-        elif not re.match(r"https?://|unapproved", note):
-            yield invalid(f"metadata.annotations[{_APPROVED}]", note, "must be a URL or 'unapproved'")
-
-
-def _names(names: Object) -> Causes:
-    for name in ("plural", "singular"):
-        if names.get(name):
-            yield from all_invalid(f"spec.names.{name}", names[name], fields.label_1035(names[name]))
-    for name in ("kind", "listKind"):
-        if not names.get(name):
-            yield required(f"spec.names.{name}")
-        else:
-            yield from all_invalid(f"spec.names.{name}", names[name], fields.label_1035(names[name].lower()))
-
-
-def _versions(obj: Object, found: list[Object]) -> Causes:
-    seen: set[str] = set()
-    for n, version in enumerate(found):
-        own = version.get("name") or ""
-        if own in seen:
-            yield invalid("spec.versions", found, "must contain unique version names")
-        seen.add(own)
-        yield from all_invalid(f"spec.versions[{n}].name", own, fields.label_1035(own))
-        if not (version.get("schema") or {}).get("openAPIV3Schema"):
-            yield required(f"spec.versions[{n}].schema.openAPIV3Schema", "schemas are required")
-    if sum(bool(v.get("storage")) for v in found) != 1:
-        yield invalid(
-            "spec.versions", [v.get("name") for v in found], "must have exactly one version marked as storage version"
-        )
-        if not (obj.get("status") or {}).get("storedVersions"):
-            yield invalid("status.storedVersions", [], "must have at least one stored version")

@@ -99,6 +99,15 @@ def _common(metadata: Object) -> Causes:
     yield from _finalizers("metadata.finalizers", metadata.get("finalizers") or [])
 
 
+def check_embedded(path: str, metadata: Object) -> Causes:
+    """Yield what is wrong with the metadata of an object inside a custom resource."""
+    for field in ("name", "generateName"):
+        if metadata.get(field):
+            yield from all_invalid(f"{path}.{field}", metadata[field], fields.path_segment(metadata[field]))
+    for cause in (*_common(metadata), *qualified_finalizers(metadata)):
+        yield Cause(path + cause.field.removeprefix("metadata"), cause.message, cause.reason)
+
+
 def check_update(obj: Object, before: Object) -> Causes:
     """Yield what an update of the metadata may not do."""
     new, old = obj["metadata"], before["metadata"]

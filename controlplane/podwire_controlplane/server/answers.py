@@ -74,8 +74,9 @@ def many(view: View, objects: Sequence[Object], metadata: Object) -> Object:
     if view.form.convert is None:
         resource = view.resource
         bare = [{k: v for k, v in obj.items() if k not in ("kind", "apiVersion")} for obj in objects]
+        bare = list(objects) if resource.custom is not None else bare  # as upstream: custom objects keep their kind
         return {
-            "kind": resource.kind + "List",
+            "kind": resource.list_kind,
             "apiVersion": resource.api_version,
             "metadata": metadata,
             "items": bare,
@@ -88,7 +89,7 @@ def many(view: View, objects: Sequence[Object], metadata: Object) -> Object:
             "kind": "PartialObjectMetadataList",
             "apiVersion": f"meta.k8s.io/{version}",
             "metadata": metadata,
-            "items": [partial(obj, version) for obj in objects],
+            "items": [partial(obj, version) for obj in objects] or None,  # as Go writes a list that was never filled
         }
     raise StatusError(406, "NotAcceptable", "a list is answered as PartialObjectMetadataList, not as a single object")
 

@@ -19,8 +19,10 @@ from podwire_base.kube.selectors import field_terms, selector_text
 from podwire_base.role import logs
 
 from .. import convert
+from ..custom import scale as custom_scale
 from ..rbac.rules import Attributes
 from ..store.base import Item
+from ..strategies.base import dig
 from . import answers, auth, bodies, deprecated, lists, media, streams
 from .accounts import Accounts
 from .answers import View
@@ -132,7 +134,9 @@ class Handlers:
         http[SERVED] = (verb.upper(), resource.plural)
         scope = self._scope(resource, target)
         self._check_verb(method, verb, resource, target)
-        form = media.negotiate(http.headers.get("Accept", ""))
+        custom = resource.custom
+        offered = media.ALL if custom is None else media.PLAIN
+        form = media.negotiate(http.headers.get("Accept", ""), offered, strict=custom is None)
         if fields.get("pretty") and fields["pretty"] not in ("0", "false"):
             form = replace(form, pretty=True)
         view = View(resource, form, fields.get("includeObject", "Metadata"))
@@ -144,7 +148,10 @@ class Handlers:
             call = replace(call, scope=replace(scope, name=""))
         if scope.sub in streams.SUBS:
             return await self._stream(call)
-        return await self._verbs[verb](call)
+        answer = await self._verbs[verb](call)
+        if custom is not None and custom.warning and not answer.prepared:
+            answers.warn(answer, [custom.warning])
+        return answer
 
     async def _authorise_object(self, call: Call, target: str) -> None:
         """Authorise a node's request whose object is known by now. target: its name; for a creation the one in the
@@ -162,8 +169,9 @@ class Handlers:
             raise forbidden(user, request)
 
     def _no_resource(self, target: Target) -> web.Response:
-        if target.group and not any(group == target.group for group, _ in self.objects.registry.groups):
-            return page_not_found()
+        rows = self.objects.registry.resources
+        if target.group and not any(row.group == target.group and row.custom is None for row in rows):
+            return page_not_found()  # as upstream, which asks definitions last
         raise _unknown_resource()
 
     def _scope(self, resource: Resource, target: Target) -> Scope:
@@ -209,7 +217,7 @@ class Handlers:
             await reach(self.objects.store, wanted)
         _unserved(call)
         if call.scope.sub == "scale":
-            return self._made(call, _scale(await self.objects.get(call.scope)))
+            return self._made(call, _scale(await self.objects.get(call.scope), call.scope.resource))
         return self._answer(call, wire(await self.objects.item(call.scope), call.scope.resource))
 
     async def _stream(self, call: Call) -> web.StreamResponse:
@@ -293,13 +301,14 @@ class Handlers:
     async def _patch(self, call: Call) -> web.StreamResponse:
         _unserved(call)
         await self._authorise_object(call, call.scope.name)
-        kind = bodies.media_of(call.http, patches.TYPES)
+        custom = call.scope.resource.custom is not None
+        kind = bodies.media_of(call.http, patches.TYPES[custom:])  # a custom kind has no strategic merge patch
         options, repeated = _options(call, "PatchOptions"), list[str]()
         body = await bodies.decode(await bodies.read(call.http), media.JSON, repeated=repeated)
         options = replace(options, repeated=tuple(repeated))
         scope = call.scope
         if scope.sub == "scale":
-            scale = patches.apply(kind, _scale(await self.objects.get(scope)), body)
+            scale = patches.apply(kind, _scale(await self.objects.get(scope), scope.resource), body)
             return await self._write_scale(call, scale, options)
         return self._written(call, await self.objects.patch(scope, kind, body, options))
 
@@ -309,9 +318,9 @@ class Handlers:
             raise errors.bad_request("expected an autoscaling/v1 Scale with spec.replicas")
         scope = call.scope
         whole = Scope(scope.resource, scope.namespace, scope.name)
-        change = {"spec": {"replicas": spec.get("replicas", 0)}}
+        change = _scaling(scope.resource, scale, spec.get("replicas", 0))
         written = await self.objects.patch(whole, patches.MERGE_PATCH, change, options)
-        return self._made(call, _scale(codec.decode(written.raw)))
+        return self._made(call, _scale(codec.decode(written.raw), scope.resource))
 
     async def _delete_options(self, call: Call) -> Object:
         kind = bodies.media_of(call.http)
@@ -324,7 +333,7 @@ class Handlers:
         options = await self._delete_options(call)
         scope, dry = call.scope, "All" in (options.get("dryRun") or [])
         raw, gone = await self.objects.delete(scope, options, dry_run=dry)
-        if not gone or scope.resource.kind in RETURNED:
+        if not gone or (scope.resource.kind in RETURNED and scope.resource.custom is None):
             return self._answer(call, raw)
         details = {"name": scope.name, "group": scope.resource.group, "kind": scope.resource.plural}
         details["uid"] = codec.decode(raw)["metadata"]["uid"]
@@ -471,8 +480,19 @@ def _stream_type(view: View) -> str:
     return media.JSON if view.form.media == media.JSON else f"{view.form.media};stream=watch"
 
 
-def _scale(obj: Object) -> Object:
+def _scaling(resource: Resource, scale: Any, replicas: Any) -> Object:
+    """Return the merge patch by which a Scale changes its object."""
+    if resource.custom is not None and resource.custom.scale:
+        return custom_scale.change(
+            resource.custom.scale, replicas, str(dig(scale, "metadata", "resourceVersion") or "")
+        )
+    return {"spec": {"replicas": replicas}}
+
+
+def _scale(obj: Object, resource: Resource) -> Object:
     """Return the autoscaling/v1 Scale of a workload."""
+    if resource.custom is not None and resource.custom.scale:
+        return custom_scale.of(obj, resource.custom.scale)
     meta, spec = obj["metadata"], obj["spec"]
     selector = spec.get("selector") or {}
     if obj.get("kind") == "ReplicationController":

@@ -14,6 +14,7 @@ from podwire_base.kube.errors import StatusError
 
 JSON, YAML, PROTOBUF = "application/json", "application/yaml", "application/vnd.kubernetes.protobuf"
 ALL = (JSON, YAML, PROTOBUF)
+PLAIN = (JSON, YAML)  # of custom resources: their types have no field numbers
 DISCOVERY = ("apidiscovery.k8s.io", "v2", "APIGroupDiscoveryList")
 _META_KINDS = ("Table", "PartialObjectMetadata", "PartialObjectMetadataList")
 MAX_CLAUSES = 100

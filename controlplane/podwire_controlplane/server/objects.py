@@ -31,6 +31,7 @@ from ..strategies.core import bound
 from ..strategies.table import strategy_of, unconditional
 from .auth import User
 from .claims import Care, Claims, ServiceClaims, holding, leaving
+from .definitions import Definitions
 from .podcidrs import PodCidrClaims
 
 if TYPE_CHECKING:
@@ -124,11 +125,13 @@ class Objects:
             ("", "Service"): ServiceClaims(store, allocator, clock),
             ("", "Node"): PodCidrClaims(store, clock),
         }
+        self.definitions = Definitions(self)
         self.care = Care(store, self.claims, clock)
         self.gate: Gate | None = None  # judges what users write; set by the application
 
     async def start(self) -> None:
         await self.care.start()
+        await self.definitions.start()
 
     # ---- reading
 
@@ -161,7 +164,7 @@ class Objects:
                 )
         cannot = f'{resource.kind} in version "{resource.version}" cannot be handled as a {resource.kind}'
         try:
-            made, unknown = gotypes.decode(resource.api_version, resource.kind, obj)
+            made, unknown = strategy_of(resource).decode(obj)
         except gotypes.BadType as err:
             raise errors.bad_request(f"{cannot}: {err}") from None
         made["metadata"].pop("managedFields", None)
@@ -433,7 +436,7 @@ class Objects:
             try:
                 if _finished(strategy, marked):
                     change = await self._remove(scope, obj, item.revision)
-                    last = codec.encode(marked) if scope.resource.kind == "Pod" else item.value
+                    last = codec.encode(marked) if scope.resource.qualified == "pods" else item.value
                     return codec.with_revision(last, change.revision), True
                 value = codec.encode(marked)
                 if value == item.value:

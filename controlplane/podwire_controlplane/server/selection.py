@@ -34,7 +34,7 @@ def value(obj: Object, path: str) -> str:
     found = obj
     for part in path.split("."):
         found = found.get(part) if isinstance(found, dict) else None
-    if path in _FALSE:
+    if path in _FALSE or isinstance(found, bool):
         return "true" if found else "false"
     return "" if found is None else str(found)
 

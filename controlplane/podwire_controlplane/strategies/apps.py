@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from podwire_base.kube.meta import Object, labels, name, uid
 
+from ..custom.names import FINALIZER, terminating
 from .base import dig
 from .core import Counted, storage_version
 
@@ -66,6 +67,13 @@ class DefinitionStrategy(Counted):
 
     def prepare_create(self, obj: Object) -> None:
         obj["status"] = {"storedVersions": storage_version(obj)}
+
+    def mark_deleted(self, obj: Object) -> None:
+        """The definition stays until its objects are gone."""
+        held = obj["metadata"].get("finalizers") or []
+        if FINALIZER not in held:
+            obj["metadata"]["finalizers"] = [*held, FINALIZER]
+        terminating(obj, "Pending", obj["metadata"]["deletionTimestamp"])
 
     def prepare_update(self, obj: Object, before: Object) -> None:
         super().prepare_update(obj, before)

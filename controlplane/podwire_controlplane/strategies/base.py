@@ -16,6 +16,7 @@ from podwire_base.kube.errors import Cause, StatusError
 from podwire_base.kube.meta import Object
 from podwire_base.kube.registry import Resource
 
+from .. import gotypes
 from ..defaults import table as defaults
 from ..rules import meta
 from ..rules import table as rules
@@ -49,6 +50,10 @@ class Strategy:
     def __init__(self, resource: Resource) -> None:
         self.resource = resource
         self.rules = rules.of(resource.group, resource.kind, resource.version)
+
+    def decode(self, obj: Object) -> tuple[Object, list[str]]:
+        """Return the object as the kind's types hold it, and the paths of its unknown fields. Raises BadType."""
+        return gotypes.decode(self.resource.api_version, self.resource.kind, obj)
 
     # ---- what the server fills in
 

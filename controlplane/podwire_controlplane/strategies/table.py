@@ -1,4 +1,4 @@
-"""Which Strategy each kind has. A custom kind, and a kind that needs nothing of its own, has the plain one."""
+"""Which Strategy each kind has. A custom kind brings its own; a kind that needs nothing special has the plain one."""
 
 from __future__ import annotations
 
@@ -99,6 +99,13 @@ def unconditional(resource: Resource) -> bool:
     return pair not in _VERSIONED and (resource.api_version, resource.kind) in BUILTIN.by_kind
 
 
-@cache
 def strategy_of(resource: Resource) -> Strategy:
+    if resource.custom is not None:
+        own: Strategy = resource.custom.strategy
+        return own
+    return _builtin(resource)
+
+
+@cache
+def _builtin(resource: Resource) -> Strategy:
     return STRATEGIES.get((resource.group, resource.kind), Strategy)(resource)

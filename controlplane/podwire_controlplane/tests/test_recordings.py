@@ -14,32 +14,22 @@ import pytest
 
 from ..testing.recordings import Connection, read, replay
 from ..testing.servers import AUTHORITY, Server
+from ..testing.widgets import CRDS, definition
 
 RECORDS = Path(__file__).parent / "records"
 # file -> {pattern of ids: why they differ}
-_CUSTOM = "custom resources are not served yet"
 _APPLY = "server-side apply is not served yet"
 KNOWN: dict[str, dict[str, str]] = {
     "defaults": {
-        "widget-*": _CUSTOM,
         "*review-*": "reviews are not answered yet",
         "certificatesigningrequest-*": "the server does not write who asked",
     },
     "refusals": {
         "pod-139": "ResourceQuota does not judge yet",
-        "widget-*": _CUSTOM,
-        "update-050": _CUSTOM,
-        "generic-031": _CUSTOM,
-        "generic-038": _CUSTOM,
-        "generic-045": _CUSTOM,
-        "generic-052": _CUSTOM,
-        "generic-071": _CUSTOM,
         "generic-06[1234567]": _APPLY,
         "generic-02[23]": "fieldManager",
-        "customresourcedefinition-006": "CEL",
     },
     "patches": {
-        "widget-*": _CUSTOM,
         "deployment-150": "upstream validates the key of this annotation once more",
     },
 }
@@ -53,6 +43,7 @@ def link() -> Iterator[Connection]:
             server.good("POST", "/api/v1/namespaces", {"metadata": {"name": space}})
             path = f"/api/v1/namespaces/{space}/serviceaccounts"
             server.good("POST", path, {"metadata": {"name": "default"}})
+        server.good("POST", CRDS, definition())
         context = ssl.create_default_context(cadata=AUTHORITY.certificate)
         connection = Connection(server.port, context, "admin-token")
         yield connection
