@@ -139,16 +139,23 @@ def _handler(path: str, kind: str, action: Object) -> Causes:
         yield from port_or_name(f"{path}.port", action.get("port"))
     elif kind == "grpc":
         yield from all_invalid(f"{path}.port", action.get("port"), fields.port_number(action.get("port") or 0))
-    elif kind == "sleep":
-        yield from not_negative(f"{path}.seconds", action.get("seconds"))
 
 
-def handlers(path: str, one: Object, kinds: tuple[str, ...]) -> Causes:
+def _sleep(path: str, action: Object, grace: int | None) -> Causes:
+    """A hook sleeps no longer than the pod may take to end (KEP-3960)."""
+    seconds = action.get("seconds") or 0
+    if grace is not None and not 0 <= seconds <= grace:
+        yield invalid(path, seconds, f"must be non-negative and less than terminationGracePeriodSeconds ({grace})")
+
+
+def handlers(path: str, one: Object, kinds: tuple[str, ...], grace: int | None = None) -> Causes:
     found = [kind for kind in kinds if one.get(kind) is not None]
     for kind in found[1:]:
         yield forbidden(f"{path}.{kind}", "may not specify more than 1 handler type")
     if not found:
         yield required(path, "must specify a handler type")
+    elif found[0] == "sleep":
+        yield from _sleep(f"{path}.sleep", one["sleep"], grace)
     else:
         yield from _handler(f"{path}.{found[0]}", found[0], one[found[0]])
 
@@ -174,10 +181,13 @@ def probes(path: str, one: Object, grace: int | None) -> Causes:
             yield from _probe(f"{path}.{kind}", probe, kind, grace)
 
 
-def lifecycle(path: str, one: Object) -> Causes:
+def lifecycle(path: str, one: Object, grace: int | None) -> Causes:
     for hook in ("postStart", "preStop"):
         if (action := one.get(hook)) is not None:
-            yield from handlers(f"{path}.{hook}", action, _HOOKS)
+            yield from handlers(f"{path}.{hook}", action, _HOOKS, grace)
+    signal = one.get("stopSignal")
+    if signal is not None and not signal.startswith("SIG"):
+        yield invalid(f"{path}.stopSignal", signal, "must be the name of a signal, such as SIGTERM")
 
 
 # ---- security
@@ -278,11 +288,23 @@ def spec_containers(path: str, spec: Object, known: Mapping[str, Object], claims
             yield duplicate(f"{where}.name", one["name"])
         names.add(one.get("name") or "")
         if one.get("lifecycle") is not None:
-            yield from lifecycle(f"{where}.lifecycle", one["lifecycle"])
+            yield from lifecycle(f"{where}.lifecycle", one["lifecycle"], grace)
         yield from probes(where, one, grace)
         yield from restart_policy(where, one, ("Always", "Never", "OnFailure"))
     yield from _init_containers(f"{path}.initContainers", spec, known, claims, names)
     yield from _host_ports(path, spec)
+    yield from _user_namespaces(path, spec)
+
+
+def _user_namespaces(path: str, spec: Object) -> Causes:
+    """A container sees all of /proc only in a user namespace of its own (KEP-4265)."""
+    if spec.get("hostUsers") is False:
+        return
+    for kind in ("initContainers", "containers"):
+        for n, one in enumerate(spec.get(kind) or []):
+            if (one.get("securityContext") or {}).get("procMount") == "Unmasked":
+                why = "`hostUsers` must be false to use `Unmasked`"
+                yield invalid(f"{path}.{kind}[{n}].securityContext.procMount", "Unmasked", why)
 
 
 def _init_containers(path: str, spec: Object, known: Mapping[str, Object], claims: set[str], names: set[str]) -> Causes:
@@ -296,7 +318,7 @@ def _init_containers(path: str, spec: Object, known: Mapping[str, Object], claim
             names.add(one["name"])
         yield from restart_policy(where, one, ("Always", "Never", "OnFailure"))
         if always:
-            yield from lifecycle(f"{where}.lifecycle", one.get("lifecycle") or {})
+            yield from lifecycle(f"{where}.lifecycle", one.get("lifecycle") or {}, grace)
             yield from probes(where, one, grace)
             continue
         if one.get("lifecycle") is not None:
@@ -310,6 +332,9 @@ def _host_ports(path: str, spec: Object) -> Causes:
     used: set[tuple[Any, ...]] = set()
     for n, one in enumerate(spec.get("containers") or []):
         for m, port in enumerate(one.get("ports") or []):
+            if spec.get("hostNetwork") and port.get("hostPort") not in (None, 0, port.get("containerPort")):
+                why = "must match `hostPort` when `hostNetwork` is true"
+                yield invalid(f"{path}.containers[{n}].ports[{m}].containerPort", port.get("containerPort"), why)
             if number := port.get("hostPort"):
                 key = (port.get("protocol"), port.get("hostIP") or "", number)
                 if key in used:

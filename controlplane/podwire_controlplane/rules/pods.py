@@ -287,12 +287,44 @@ def _operating_system(path: str, spec: Object) -> Causes:
             yield required(f"{path}.os.name", "cannot be empty")
         else:
             yield from one_of(f"{path}.os.name", name, ("linux", "windows"))
+        yield from _of_another_system(path, spec, name)
     if spec.get("shareProcessNamespace") and spec.get("hostPID"):
         yield invalid(f"{path}.shareProcessNamespace", True, "ShareProcessNamespace and HostPID cannot both be enabled")
     if spec.get("hostUsers") is False:
         for name in ("hostNetwork", "hostPID", "hostIPC"):
             if spec.get(name):
                 yield forbidden(f"{path}.hostUsers", f"when `{name}` is true")
+
+
+_NOT_WINDOWS = ("hostPID", "hostIPC", "hostUsers", "shareProcessNamespace")
+_NOT_WINDOWS_POD = (
+    "appArmorProfile", "seLinuxOptions", "seccompProfile", "fsGroup", "fsGroupChangePolicy", "sysctls", "runAsUser",
+    "runAsGroup", "supplementalGroups", "supplementalGroupsPolicy",
+)  # fmt: skip
+_NOT_WINDOWS_CONTAINER = (
+    "appArmorProfile", "seLinuxOptions", "seccompProfile", "capabilities", "readOnlyRootFilesystem", "privileged",
+    "allowPrivilegeEscalation", "procMount", "runAsUser", "runAsGroup",
+)  # fmt: skip
+
+
+def _of_another_system(path: str, spec: Object, name: str) -> Causes:
+    """Yield the fields of a security context that a pod for Windows or Linux cannot have."""
+    if name not in ("linux", "windows"):
+        return
+    context, windows = spec.get("securityContext") or {}, name == "windows"
+    why = f"cannot be set for a {name} pod"
+    for field in _NOT_WINDOWS if windows else ():
+        if spec.get(field) is not None and (spec[field] or field == "hostUsers"):
+            yield forbidden(f"{path}.{field}", why)
+    for field in _NOT_WINDOWS_POD if windows else ("windowsOptions",):
+        if context.get(field) is not None:
+            yield forbidden(f"{path}.securityContext.{field}", why)
+    for kind in ("initContainers", "containers"):
+        for n, one in enumerate(spec.get(kind) or []):
+            held = one.get("securityContext") or {}
+            for field in _NOT_WINDOWS_CONTAINER if windows else ("windowsOptions",):
+                if held.get(field) is not None:
+                    yield forbidden(f"{path}.{kind}[{n}].securityContext.{field}", why)
 
 
 def template(path: str, obj: Object) -> Causes:

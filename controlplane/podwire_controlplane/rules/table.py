@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from podwire_base.kube.meta import Object
 
 from ..custom import definition
-from . import access, core, network, pods, services, storage, workloads
+from . import access, core, extensions, network, pods, services, storage, workloads
 from .fields import Causes
 
 Check = Callable[[Object], Causes]
@@ -101,8 +101,24 @@ RULES: dict[tuple[str, ...], Rules] = {
     ("node.k8s.io", "RuntimeClass"): Rules(core.runtime_class, core.runtime_class_update),
     ("policy", "PodDisruptionBudget"): Rules(workloads.budget),
     ("scheduling.k8s.io", "PriorityClass"): Rules(core.priority_class, core.priority_class_update, kept=False),
-    ("storage.k8s.io", "CSIDriver"): Rules(warnings=storage.csi_driver_warnings),
+    ("apiregistration.k8s.io", "APIService"): Rules(extensions.api_service),
+    ("flowcontrol.apiserver.k8s.io", "FlowSchema"): Rules(extensions.flow_schema),
+    ("flowcontrol.apiserver.k8s.io", "PriorityLevelConfiguration"): Rules(extensions.priority_level),
+    ("resource.k8s.io", "ResourceSlice"): Rules(extensions.resource_slice, extensions.resource_slice_update),
+    ("storage.k8s.io", "CSIDriver"): Rules(
+        extensions.csi_driver, extensions.csi_driver_update, warnings=storage.csi_driver_warnings
+    ),
+    ("storage.k8s.io", "CSINode"): Rules(extensions.csi_node),
+    ("storage.k8s.io", "CSIStorageCapacity"): Rules(extensions.storage_capacity, extensions.storage_capacity_update),
+    ("storage.k8s.io", "VolumeAttachment"): Rules(extensions.attachment, extensions.attachment_update),
+    ("storage.k8s.io", "VolumeAttributesClass"): Rules(
+        extensions.attributes_class, extensions.attributes_class_update, kept=False
+    ),
     ("storage.k8s.io", "StorageClass"): Rules(storage.storage_class, storage.storage_class_update),
+    (_ADMISSION, "MutatingAdmissionPolicy"): Rules(extensions.mutating_policy),
+    (_ADMISSION, "MutatingAdmissionPolicyBinding"): Rules(extensions.mutating_binding),
+    (_ADMISSION, "ValidatingAdmissionPolicy"): Rules(extensions.validating_policy),
+    (_ADMISSION, "ValidatingAdmissionPolicyBinding"): Rules(extensions.validating_binding),
     (_ADMISSION, "MutatingWebhookConfiguration"): Rules(access.mutating_webhooks),
     (_ADMISSION, "ValidatingWebhookConfiguration"): Rules(access.validating_webhooks),
     (_RBAC, "ClusterRole"): Rules(access.cluster_role, whole=True),

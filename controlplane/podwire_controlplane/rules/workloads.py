@@ -290,6 +290,11 @@ def job_spec(path: str, spec: Object) -> Causes:
         for name in ("backoffLimitPerIndex", "maxFailedIndexes", "successPolicy"):
             if spec.get(name) is not None:
                 yield invalid(f"{path}.{name}", spec[name], "requires indexed completion mode")
+    manager = spec.get("managedBy")
+    if manager is not None:
+        yield from all_invalid(f"{path}.managedBy", manager, fields.domain_prefixed(manager))
+    if spec.get("successPolicy") is not None and not spec["successPolicy"].get("rules"):
+        yield required(f"{path}.successPolicy.rules", "at least one rule must be specified")
     inner = (spec.get("template") or {}).get("spec") or {}
     yield from _failure_policy(path, spec, inner)
     yield from _job_template(path, spec, inner)

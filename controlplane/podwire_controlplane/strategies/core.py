@@ -9,6 +9,7 @@ from typing import ClassVar
 from podwire_base.kube.meta import Object
 
 from ..rules import ephemeral
+from ..rules.fields import label
 from . import podparts
 from .base import Part, Strategy, dig, forbidden
 from .podcreate import prepare_pod
@@ -95,6 +96,13 @@ class PodStrategy(Strategy):
 
     def prepare_create(self, obj: Object) -> None:
         prepare_pod(obj)
+
+    def warnings(self, obj: Object, before: Object | None) -> list[str]:
+        own = obj["metadata"].get("name") or ""
+        if before is not None or not (wrong := label(own)):
+            return super().warnings(obj, before)
+        text = "this is used in the Pod's hostname, which can result in surprising behavior; a DNS label is recommended"
+        return [f"metadata.name: {text}: {wrong}", *super().warnings(obj, before)]
 
     def prepare_status(self, obj: Object, before: Object) -> None:
         super().prepare_status(obj, before)
