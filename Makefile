@@ -182,12 +182,16 @@ bench-dns: $(VENV)/.installed-dev  ## DNS beside knot and unbound; writes bench/
 bench-proxy: $(VENV)/.installed-dev  ## the Service proxy at 10k and 44k Services; writes bench/results/proxy.json
 	@$(BIN)/python bench/bench_proxy.py
 
+.PHONY: bench-api
+bench-api: $(VENV)/.installed-dev  ## the API server: creates, 64 writers, watches, lists and starts at 10k; writes bench/results/api.json
+	@$(BIN)/python bench/bench_api.py
+
 .PHONY: bench-up
 bench-up: $(VENV)/.installed-dev  ## podwire up, down, and a manifest to its Service answering; writes bench/results/up.json
 	@$(BIN)/python bench/bench_up.py
 
 .PHONY: bench bench-report
-bench: bench-up bench-cni bench-proxy bench-dns bench-report  ## all of them, and docs/benchmarks.md (root; about 20 minutes)
+bench: bench-up bench-api bench-cni bench-proxy bench-dns bench-report  ## all of them, and docs/benchmarks.md (root; about 20 minutes)
 
 bench-report: $(VENV)/.installed-dev  ## docs/benchmarks.md and its pictures from bench/results
 	@$(BIN)/python bench/report.py

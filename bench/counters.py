@@ -5,15 +5,17 @@ on the machine's load, so a test can compare them with budgets (bench/budgets.to
     counters.py ACT DIR    one act, between two marks that strace sees; DIR is scratch space
 
 The operations (ACT): CNI ADD and DEL in the agent, replacing one endpoint among 1,000 Services, one DNS answer,
-creating one object. The program needs root and strace. "bytecodes" are the executed Python instructions; for CNI, only
-those of the thread that serves the call, from the call's arrival to the answer. "netlink messages" are messages sent to
-the kernel. "map elements" are elements of sets and maps written or deleted. "verdict elements" are elements of verdict
-maps; for each commit that contains such elements, the kernel checks the whole map again.
+creating one object, delivering one event to one of 200 watchers, one object of a list of 10,000. The program needs root
+and strace. "bytecodes" are the executed Python instructions; for CNI, only those of the thread that serves the call,
+from the call's arrival to the answer. "netlink messages" are messages sent to the kernel. "map elements" are elements
+of sets and maps written or deleted. "verdict elements" are elements of verdict maps; for each commit that contains such
+elements, the kernel checks the whole map again.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import ipaddress
 import json
@@ -265,10 +267,111 @@ def object_create(folder: Path) -> Counts:
     return asyncio.run(work())
 
 
+async def _watched(folder: Path, watchers: int) -> Counts:
+    """Counts the delivery of one event to each of several clients, which have a socket each."""
+    from podwire_base.kube.registry import of
+    from podwire_controlplane.server.answers import View
+    from podwire_controlplane.server.selection import selection
+    from podwire_controlplane.server.watch import Encoder, Hub, Watcher, WatchRequest
+    from podwire_controlplane.store.memory import MemoryStore
+
+    store, resource, loop = MemoryStore(), of("ConfigMap"), asyncio.get_running_loop()
+    hub, encoded = Hub(store), 0
+    request = WatchRequest(
+        resource.prefix("default"), selection(resource, "", ""), View(resource), 1, False, False, 60.0, "one"
+    )
+    plain = Encoder.event
+
+    def event(self: Encoder, kind: str, raw: bytes, **more: Any) -> bytes:
+        nonlocal encoded
+        encoded += 1
+        return plain(self, kind, raw, **more)
+
+    ends, links = [], []
+    with contextlib.ExitStack() as stack:
+        for _ in range(watchers):
+            near, far = socket.socketpair()
+            ends.append(far)
+            link, _protocol = await loop.create_connection(asyncio.Protocol, sock=near)
+            links.append(link)
+            watcher = Watcher(link, chunked=True)
+            watcher.live = True
+            stack.enter_context(hub._watching(request, watcher))
+
+        async def change(text: str) -> None:
+            key = resource.key("default", "a")
+            item = await store.get(key)
+            value = b'{"metadata":{"name":"a"},"data":{"a":"%s"}}' % text.encode()
+            await store.put(key, value, item.revision if item else 0)
+
+        await change("0")
+        Encoder.event = event  # type: ignore[method-assign]  # counted, not changed
+        mark(BEGIN)
+        await change("1")
+        mark(END)
+        assert encoded == 1, "an event is encoded once for all equal views"
+        with Bytecodes() as counted:
+            await change("2")
+        assert all(len(end.recv(65536).splitlines()) >= 9 for end in ends)  # three events, each a chunk of three lines
+    for end, link in zip(ends, links, strict=True):
+        link.close()
+        end.close()
+    hub.close()
+    return {"bytecodes": counted.count // watchers, "per": watchers}
+
+
+def watch_delivery(folder: Path) -> Counts:
+    return asyncio.run(_watched(folder, 200))
+
+
+def listed_object(folder: Path) -> Counts:
+    """Counts one object of a list of 10,000 by a label that a hundred of them have, read from SQLite."""
+    from podwire_base.kube.registry import of
+    from podwire_controlplane.server import lists
+    from podwire_controlplane.server.query import ListOptions
+    from podwire_controlplane.server.selection import selection
+    from podwire_controlplane.store.sqlite import SqliteStore
+
+    resource, objects = of("ConfigMap"), 10_000
+
+    async def work() -> Counts:
+        store = SqliteStore(folder / "store.db")
+        for at in range(0, objects, 1000):  # writes of one moment share a commit
+            await asyncio.gather(
+                *(
+                    store.put(
+                        resource.key("default", f"m{n}"),
+                        b'{"metadata":{"name":"m%d","labels":{"group":"g%d"}},"data":{}}' % (n, n % 100),
+                        0,
+                    )
+                    for n in range(at, at + 1000)
+                )
+            )
+        options = ListOptions(labels="group=g7")
+        chosen = selection(resource, options.labels, "")
+
+        async def read() -> None:
+            page = await lists.read(store, resource, "default", options, chosen)
+            assert len(page.items) == objects // 100
+
+        await read()
+        mark(BEGIN)
+        await read()
+        mark(END)
+        with Bytecodes() as counted:
+            await read()
+        await store.close()
+        return {"bytecodes": counted.count // objects}
+
+    return asyncio.run(work())
+
+
 ACTS: dict[str, Callable[[Path], Counts]] = {
     "endpoint change": endpoint_change,
     "DNS answer": dns_answer,
     "object create": object_create,
+    "watch delivery": watch_delivery,
+    "listed object": listed_object,
 }
 
 

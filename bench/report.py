@@ -19,7 +19,13 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 DOCS = HERE.parent / "docs"
-TITLES = {"up": "The whole cluster", "cni": "CNI plugin", "proxy": "Service proxy", "dns": "Cluster DNS"}
+TITLES = {
+    "up": "The whole cluster",
+    "api": "API server",
+    "cni": "CNI plugin",
+    "proxy": "Service proxy",
+    "dns": "Cluster DNS",
+}
 MINE, THEIRS, INK = "#0969da", "#8c959f", "#1f2328"
 Row = Mapping[str, Any]
 INTRODUCTION = """`make bench` measures all of this and writes this page. Each figure is a median; what a peer does was

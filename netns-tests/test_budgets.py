@@ -44,7 +44,7 @@ def test_an_act_stays_within_its_budget(counted: dict[str, dict[str, int]], act:
 
 def test_every_act_has_a_budget(counted: dict[str, dict[str, int]]) -> None:
     assert set(counted) == set(BUDGETS)
-    assert all(counted[act]["syscalls"] for act in counted), "nothing was counted"
+    assert all(any(counted[act].values()) for act in counted), "nothing was counted"  # a list makes no system call
 
 
 def test_bytecodes_are_budgeted_for_each_python_alone() -> None:
