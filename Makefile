@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 VENV  := .venv
 BIN   := $(VENV)/bin
-NATIVE := $(wildcard tools/kubeschema/*.py tools/nativebuild/*.py dns/podwire_dns/native/*.[ch] cni/podwire_cni/native/*.[ch] controlplane/podwire_node/native/*.c)
+NATIVE := $(wildcard tools/kubeschema/*.py tools/nativebuild/*.py dns/podwire_dns/native/*.[ch] cni/podwire_cni/native/*.[ch] controlplane/podwire_node/native/*.c proxy/podwire_proxy/ebpf/native/*.[ch])
 
 # command:package - what is used, and the Debian package that has it
 TOOLS      := ip:iproute2 nsenter:util-linux curl:curl dig:bind9-dnsutils nft:nftables
@@ -203,4 +203,4 @@ conformance: $(VENV)/.installed-dev  ## every Service behaviour on every datapla
 clean:           ## remove .venv and build results
 	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
-	rm -rf cni/podwire_cni/native/bin controlplane/podwire_node/native/bin dns/podwire_dns/native/bin
+	rm -rf cni/podwire_cni/native/bin controlplane/podwire_node/native/bin dns/podwire_dns/native/bin proxy/podwire_proxy/ebpf/native/bin

@@ -29,7 +29,7 @@ class NativeBuild(BuildHookInterface[Any]):
         built, warnings = builder.build(root)
         for warning in warnings:
             self.app.display_warning(warning)
-        texts = [unit.missing for unit in (*units.PROGRAMS, *units.MODULES) if unit not in built]
+        texts = [unit.missing for unit in units.EVERYTHING if unit not in built]
         build_data["artifacts"] += kubeschema.build(root)
         build_data["artifacts"] += [*(unit.output for unit in built), *texts]
         tag = units.wheel_tag(built, sysconfig.get_platform())

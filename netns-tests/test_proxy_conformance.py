@@ -121,7 +121,11 @@ def test_real_packets(world: World, dataplane: Dataplane, scenario: s.Scenario) 
     need_features(scenario)
     dataplane.program(world, scenario)
     world.forget()
-    rows = {p: verdict.observable for p, verdict in scenario.expect.items() if on_the_wire(p, verdict)}
+    rows = {
+        p: dataplane.expected(scenario, p, verdict.observable)
+        for p, verdict in scenario.expect.items()
+        if on_the_wire(p, verdict)
+    }
     with own_addresses(world, {p.src for p in rows} & set(BALANCERS)):
         assert all_observed(world, rows) == rows
 

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-REMEDY = "install gcc, libc6-dev, musl-tools and python3-dev (Debian's names), then podwire again (make clean install)"
+REMEDY = (
+    "install gcc, libc6-dev, musl-tools, python3-dev and clang (Debian's names), "
+    "then podwire again (make clean install)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +30,14 @@ def missing() -> list[Missing]:
     from podwire_cni.native import attach
     from podwire_dns import native as dns
     from podwire_node import runtime
+    from podwire_proxy.ebpf import native as ebpf
 
     programs = (
         ("podwire-cni", cni.is_compiled("podwire-cni"), cni.FOLDER, "a call of the plugin takes 20 ms more"),
         ("podwire-pause", cni.is_compiled("podwire-pause"), cni.FOLDER, "a pod takes 10 MB more"),
         ("podwire-beat", role.beat_program() is not None, role.FOLDER, "an image has no probes"),
         ("podwire-echo", runtime.echo_binary() is not None, runtime.NATIVE, "the test server starts 50 ms later"),
+        ("sock.bpf", ebpf.code("sock") is not None, ebpf.FOLDER, "--backend ebpf has nftables serve everything"),
     )
     libraries = (
         ("the attach module", attach.library(), "pods are attached step by step"),
@@ -55,7 +60,7 @@ def lines(found: list[Missing]) -> list[str]:
         f"  {', '.join(f'{part.name} ({part.costs})' for part in parts)}: {why}" for why, parts in by_reason.items()
     ]
     return [
-        "podwire works, but slower: some parts run as Python because they are not compiled",
+        "podwire works, but slower: some parts are missing or run as Python because they are not compiled",
         *told,
         f"  to have it: {REMEDY}",
     ]

@@ -25,7 +25,7 @@ from podwire_base.kube.client.informer import Informer
 from podwire_base.kube.client.reflector import Event
 from podwire_base.kube.errors import ApiError
 from podwire_base.kube.meta import Object
-from podwire_base.role import beat, files, hostports, layout, logs
+from podwire_base.role import beat, files, hostports, layout, logs, podspaces
 from podwire_base.role.run import main, stop_event
 from podwire_base.role.status import RoleStatus
 
@@ -149,7 +149,7 @@ class Agent:
         self._near: frozenset[IPAddress] = frozenset()
         self._cluster: routes.Cluster | None = None
         self._refused: list[str] = []
-        self._host_ports = ""  # the text of the file
+        self._published: dict[Path, str] = {}  # the text of each file
         self._young = hostlocal.Young()
         self._nodes: set[str] = set()
         self.on_nodes: Callable[[], None] = lambda: None  # is called when a Node came or went
@@ -197,20 +197,25 @@ class Agent:
             if line not in self._refused:
                 log.warn("route refused", route=line)
         self._refused = refused
-        self._publish_host_ports()
+        self._publish()
         self._report(wires, refused)
         return not refused
 
-    def _publish_host_ports(self) -> None:
-        """Write the pods' hostPorts for the Service proxy, which tells the pods whose hostPort a Service has."""
-        text = hostports.encode(self.plugin.host_ports())
-        if text == self._host_ports:
-            return
-        try:
-            files.write(hostports.path(self.config.run_dir), text)
-            self._host_ports = text
-        except OSError as err:
-            log.warn("the hostPorts of this node could not be written", error=str(err))
+    def _publish(self) -> None:
+        """Write for the Service proxy the pods' hostPorts, of which it tells the pods whose hostPort a Service has, and
+        the pods' namespaces, whose sockets the hooks of its backend ebpf serve.
+        """
+        for path, text in (
+            (hostports.path(self.config.run_dir), hostports.encode(self.plugin.host_ports())),
+            (podspaces.path(self.config.run_dir), podspaces.encode(self.plugin.pod_spaces())),
+        ):
+            if text == self._published.get(path):
+                continue
+            try:
+                files.write(path, text)
+                self._published[path] = text
+            except OSError as err:
+                log.warn("what the Service proxy reads could not be written", file=str(path), error=str(err))
 
     def _networks_changed(self, nets: tuple[OtherNet, ...]) -> None:
         self.firewall.others(nets)

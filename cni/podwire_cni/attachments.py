@@ -13,10 +13,11 @@ from typing import Protocol
 
 from podwire_base.role import logs
 from podwire_base.role.hostports import HostPort
+from podwire_base.role.podspaces import PodSpace
 
 from .errors import CNIError, ErrorCode
 from .ipam import hostlocal
-from .ipam.allocator import Allocator, Lease, host_ports
+from .ipam.allocator import Allocator, Lease, host_ports, pod_spaces
 from .keyedlock import KeyedLock
 from .networkstore import Networks
 from .nodetable import PodRules
@@ -280,6 +281,10 @@ class Attachments:
     def host_ports(self) -> frozenset[HostPort]:
         with self._leases:
             return host_ports(self.allocator.leases())
+
+    def pod_spaces(self) -> frozenset[PodSpace]:
+        with self._leases:
+            return pod_spaces(self.allocator.leases())
 
     # ---- parts ----
 

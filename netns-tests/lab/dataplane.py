@@ -19,8 +19,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from podwire_proxy import backends
+from podwire_proxy.dataplane import Key
+from podwire_proxy.decide import Packet
+from podwire_proxy.ebpf.plan import served
+from podwire_proxy.proxier import Proxier
 from podwire_proxy.testing import scenarios as s
+from podwire_proxy.verdict import Kind, Verdict, forward
 
+from . import hookworld
 from .serviceworld import World
 
 
@@ -34,6 +40,9 @@ class Dataplane(Protocol):
 
     def clean(self, world: World) -> None:
         """Remove all rules and all session affinity entries."""
+
+    def expected(self, scenario: s.Scenario, packet: Packet, verdict: Verdict) -> Verdict:
+        """Return what packets show of the verdict with this implementation: a declared difference, or the same."""
 
 
 class Ours:
@@ -55,7 +64,50 @@ class Ours:
 
     def clean(self, world: World) -> None:
         fields = backends.chosen(self.choice)
-        backends.choose(fields["backend"], fields).cleanup(world.node.fd)
+        chosen = backends.choose(fields["backend"], fields)
+        for one in (chosen, *map(backends.choose, chosen.beneath)):
+            one.cleanup(world.node.fd)
+
+    def expected(self, scenario: s.Scenario, packet: Packet, verdict: Verdict) -> Verdict:
+        return verdict
+
+
+class Hooks(Ours):
+    """The backend ebpf: the sockets of POD_A, POD_B and the node meet the hooks, those of POD_C do not. admits False:
+    no pod's sockets do.
+    """
+
+    admits = True
+
+    def __init__(self) -> None:
+        super().__init__("ebpf")
+
+    def program(self, world: World, scenario: s.Scenario) -> None:
+        tracker = scenario.tracker()
+        tracker.flush()
+        proxier = self.proxier(world, scenario)
+        try:
+            proxier.sync(tracker.dataplane, None)
+            backends.retire(proxier)
+            proxier.sweep()
+        finally:
+            proxier.close()
+
+    def proxier(self, world: World, scenario: s.Scenario) -> Proxier:
+        proxier = Proxier(hookworld.backend(world), scenario.node, world.node.fd)
+        proxier.kernel.admit(hookworld.clients(world) if self.admits else ())  # type: ignore[attr-defined]  # of this backend's kernel
+        return proxier
+
+    def expected(self, scenario: s.Scenario, packet: Packet, verdict: Verdict) -> Verdict:
+        """A hairpin connection never leaves the pod, and shows the pod's own address, not the node's."""
+        if verdict.kind is not Kind.FORWARD or packet.protocol not in ("TCP", "UDP") or packet.node:
+            return verdict
+        tracker = scenario.tracker()
+        tracker.flush()
+        frontend = tracker.dataplane.frontends[Key(packet.dst, packet.protocol, packet.port)]
+        if not served(frontend, scenario.node) & hookworld.who(packet.src):
+            return verdict
+        return forward((to, masquerade and to.ip != packet.src) for to, masquerade in verdict.to)
 
 
 class External:
@@ -71,6 +123,9 @@ class External:
 
     def clean(self, world: World) -> None:
         self._call(world, "clean", {})
+
+    def expected(self, scenario: s.Scenario, packet: Packet, verdict: Verdict) -> Verdict:
+        return verdict
 
     def _call(self, world: World, verb: str, what: dict[str, Any]) -> None:
         world.node.run([str(self.hook), verb], input=json.dumps(what), timeout=120)
@@ -90,6 +145,7 @@ def request(scenario: s.Scenario) -> dict[str, Any]:
 # One entry for each variant of each backend: "iptables-nft" and "iptables-legacy", without "iptables".
 CHOICES = [one for one in backends.choices() if not any(other.startswith(f"{one}-") for other in backends.choices())]
 OURS: dict[str, Callable[[], Dataplane]] = {f"podwire-{one}": partial(Ours, one) for one in CHOICES}
+OURS["podwire-ebpf"] = Hooks
 ALIASES = {"podwire": list(OURS)} | {
     f"podwire-{name}": found
     for name in backends.names()

@@ -217,7 +217,8 @@ class Setting(NamedTuple):
 class Backend(Protocol[N, S, P]):
     """A way to write the Dataplane into a kernel.
 
-    name: the backend's name in settings. place: the name of the rules in a kernel. settings: the settings of this
+    name: the backend's name in settings. place: the name of the rules in a kernel. beneath: the names of backends whose
+    rules this one loads too, and leaves to them in `existing` and `cleanup`. settings: the settings of this
     backend only. ns_fd: file descriptor of the network namespace; None: the caller's namespace. Every method of the
     kernel's side raises OSError, and returns an empty result if the kernel has no such rules.
     """
@@ -226,6 +227,8 @@ class Backend(Protocol[N, S, P]):
     def name(self) -> str: ...
     @property
     def place(self) -> str: ...
+    @property
+    def beneath(self) -> tuple[str, ...]: ...
     @property
     def metrics(self) -> MetricNames: ...
     @property

@@ -14,13 +14,16 @@ from podwire_base.role.layout import NewerLayout
 from .backend import AnyBackend, Live, Setting
 from .config import ProxyConfig
 from .config import check as check_others
+from .ebpf.backend import Ebpf
 from .hostfacts import Foreign
 from .iptables.backend import Iptables
 from .model import NodeInfo
 from .nftables.backend import Nftables
 from .proxier import Proxier
 
-ALL: tuple[AnyBackend, ...] = (Nftables(), Iptables())  # the first backend is the default
+ALL: tuple[AnyBackend, ...] = (Nftables(), Iptables(), Ebpf())  # the first backend is the default
+
+PLACES = ("ebpf_cgroup", "ebpf_bpffs", "require_ebpf", "run_dir")  # fields that a backend may read besides its settings
 
 
 def names() -> tuple[str, ...]:
@@ -63,6 +66,8 @@ def check(config: ProxyConfig) -> None:
     for field, known in fields:
         if (value := getattr(config, field)) not in known:
             raise ConfigError(f"{field}: {value!r} is not known; use {' or '.join(map(repr, known))}")
+    if config.require_ebpf and config.backend != Ebpf.name:
+        raise ConfigError(f"require_ebpf: needs backend '{Ebpf.name}', not {config.backend!r}")
     check_others(config)
 
 
@@ -72,7 +77,8 @@ def choose(name: str, values: Mapping[str, str] | None = None) -> AnyBackend:
 
 
 def configured(config: ProxyConfig) -> AnyBackend:
-    return choose(config.backend, {setting.field: getattr(config, setting.field) for setting in settings()})
+    fields = [*(setting.field for setting in settings()), *PLACES]
+    return choose(config.backend, {field: str(getattr(config, field)) for field in fields})
 
 
 def proxier(node: NodeInfo, ns_fd: int | None = None, choice: str = "") -> Proxier:
@@ -87,7 +93,8 @@ def retire(proxier: Proxier) -> list[str]:
     Returns a line for each item found. Raises OSError. Call `retire` after the first sync of `proxier`: translated
     flows then stay translated, and new flows meet the new rules.
     """
-    others = [backend for backend in ALL if backend.name != proxier.backend.name]
+    kept = (proxier.backend.name, *proxier.backend.beneath)
+    others = [backend for backend in ALL if backend.name not in kept]
     return [
         *(line for backend in others for line in backend.cleanup(proxier.ns_fd, patient=False)),
         *proxier.kernel.retire(),
@@ -118,9 +125,11 @@ def downgrade(ns_fd: int | None = None) -> list[str]:
 def observe(ns_fd: int | None = None) -> Live | None:
     """Returns the rules that serve Services in the namespace; None without rules.
 
-    If the rules of two backends are present (one replaces the other), the result is for the first backend in the list.
+    If the rules of two backends are present (one replaces the other), the result is for the first backend in the list,
+    but for a backend that has another beneath.
     """
-    return next((live for backend in ALL if (live := backend.observe(ns_fd)) is not None), None)
+    above = sorted(ALL, key=lambda backend: not backend.beneath)
+    return next((live for backend in above if (live := backend.observe(ns_fd)) is not None), None)
 
 
 def places() -> tuple[str, ...]:

@@ -44,7 +44,9 @@ class ProxyConfig:
     conntrack: net.netfilter settings to write, such as ("nf_conntrack_tcp_timeout_close_wait", 3600).
     external_ips_on_nodes: "Serve" or "Refuse" externalIPs that are a node's address. external_ips_reserved_ports: ports
     and ranges ("22", "10248-10259") that are never served there. bind_hard_fail: end if another program has the address
-    of the pages; else try again. oom_score_adj: of this process; 0: no change.
+    of the pages; else try again. oom_score_adj: of this process; 0: no change. ebpf_cgroup, ebpf_bpffs: for the backend
+    ebpf, the cgroup at which the socket hooks sit ("": the root of the machine's cgroup2) and the bpffs with their pins
+    ("": /sys/fs/bpf). require_ebpf: with the backend ebpf, end if the hooks cannot run; else nftables serves all.
 
     An IP address without a port gets kube-proxy's port, 10249 or 10256.
     """
@@ -75,6 +77,9 @@ class ProxyConfig:
     external_ips_reserved_ports: tuple[str, ...] = RESERVED
     bind_hard_fail: bool = False
     oom_score_adj: int = 0
+    ebpf_cgroup: str = ""
+    ebpf_bpffs: str = ""
+    require_ebpf: bool = False
 
     def __post_init__(self) -> None:
         for name, port in (("metrics_address", METRICS_PORT), ("healthz_address", HEALTHZ_PORT)):

@@ -266,7 +266,8 @@ class Proxy:
         else:
             problems = [] if self._node is None or self._info.addresses else [NO_ADDRESS]
             message = f"{plane.services} Services, {self.tracker.endpoints} endpoints" + "".join(
-                f"; {problem}" for problem in (*problems, *self.claims.status, *self._host, *self.sites.told())
+                f"; {problem}"
+                for problem in (*self.proxier.told, *problems, *self.claims.status, *self._host, *self.sites.told())
             )
             self.status.update(ready=True, message=message, **figures)
 
@@ -495,6 +496,9 @@ def _backend_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--detect-local", type=click.Choice(DETECTORS), help="How a pod's traffic is known. [ClusterCIDR]")
 @click.option("--local-interface", help="The bridge, or the interfaces' prefix, for --detect-local.")
 @click.option("--localhost-node-ports", is_flag=True, help="Serve NodePorts on 127.0.0.1 too (IPv4).")
+@click.option("--require-ebpf", is_flag=True, help="With --backend ebpf: end if the socket hooks cannot run.")
+@click.option("--ebpf-cgroup", help="The cgroup at which the socket hooks sit. [the root of the machine's cgroup2]")
+@click.option("--ebpf-bpffs", help="The bpffs with the pins of the hooks. [/sys/fs/bpf]")
 @click.option("--masquerade-all", is_flag=True, help="Masquerade all traffic to ClusterIPs.")
 @click.option("--metrics-address", help="HOST:PORT for /metrics, /proxyMode, /configz and /healthz. [off]")
 @click.option("--healthz-address", help="HOST:PORT for /healthz and /livez. [off]")

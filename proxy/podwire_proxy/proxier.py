@@ -120,6 +120,11 @@ class Proxier(Engine):
             for table, count in planner.rule_counts().items()
         }
 
+    @property
+    def told(self) -> tuple[str, ...]:
+        """Returns what the backend says of its parts, for the role's status."""
+        return tuple(getattr(self.kernel, "told", ()))
+
     def close(self) -> None:
         """Closes the connections. The rules stay."""
         for watcher in self.watchers:

@@ -17,14 +17,15 @@ from podwire_base.native import digest
 
 from . import toolchain
 from .units import (
+    EVERYTHING,
     LOADED,
-    MODULES,
     NOT_FOR_PYTHON,
-    PROGRAMS,
     STATIC,
     Module,
+    Object,
     Unit,
     module_command,
+    object_command,
     preprocess_command,
     program_command,
 )
@@ -38,10 +39,13 @@ def build(root: Path) -> tuple[list[Unit], list[str]]:
     static, no_static = toolchain.find(musl=True, flags=("-static",))
     plain, no_plain = toolchain.find(musl=False, flags=())
     no_modules = toolchain.module_problem() or no_plain
-    for unit in (*PROGRAMS, *MODULES):
+    no_objects = toolchain.object_problem()
+    for unit in EVERYTHING:
         out, missing = root / unit.output, root / unit.missing
         out.parent.mkdir(exist_ok=True)
-        if isinstance(unit, Module):
+        if isinstance(unit, Object):
+            why = no_objects or build_object(root, unit, toolchain.CLANG, out)
+        elif isinstance(unit, Module):
             why = no_modules or build_module(root, unit, str(plain), out)
         else:
             why = no_static or build_program(root, unit, str(static), out)
@@ -74,6 +78,12 @@ def build_module(root: Path, unit: Module, compiler: str, out: Path, flags: Sequ
         include = [str(folder), sysconfig.get_path("include")]
         nowhere = [*flags, *nameless(Path(work), root)]
         return _write(out, lambda fresh: module_command(compiler, unit, sources, include, fresh, nowhere))
+
+
+def build_object(root: Path, unit: Unit, compiler: str, out: Path) -> str:
+    """Compile the unit to `out` and return "", or the reason why the compilation fails."""
+    source = str(root / unit.folder / unit.sources[-1])
+    return _write(out, lambda fresh: object_command(compiler, source, fresh))
 
 
 def nameless(*folders: Path) -> list[str]:

@@ -17,6 +17,9 @@ from pathlib import Path
 
 PROBE = '#include <sys/socket.h>\n#include <stdio.h>\nint main(void) { return puts("ok") < 0; }\n'
 
+CLANG = "clang"  # the compiler that knows the machine of eBPF
+EBPF_PROBE = "int two(void) { return 2; }\n"
+
 
 def candidates(*, musl: bool) -> list[str]:
     """Return the names of compilers to try, in order. With `musl`, Debian's two names of a musl compiler (packages
@@ -72,6 +75,17 @@ def module_problem() -> str:
     return "" if importlib.util.find_spec("cffi") else "no cffi"
 
 
+def object_problem() -> str:
+    """Return the reason why eBPF programs cannot be compiled, "" if they can."""
+    if not shutil.which(CLANG):
+        return "no clang (Debian: clang)"
+    with tempfile.TemporaryDirectory(prefix="podwire-compiler-") as folder:
+        source, out = Path(folder) / "probe.c", Path(folder) / "probe.o"
+        source.write_text(EBPF_PROBE)
+        why = run([CLANG, "-target", "bpfel", "-c", "-o", str(out), str(source)])
+    return f"{CLANG}: {first_line(why)}" if why else ""
+
+
 def packages() -> list[str]:
     """Return the Debian packages that this machine lacks for a complete build with this interpreter."""
     wanted = [] if find(musl=False, flags=())[0] else ["gcc", "libc6-dev"]
@@ -79,6 +93,8 @@ def packages() -> list[str]:
         wanted.append("musl-tools")
     if not has_headers() and sys.base_prefix == "/usr":  # another prefix: Python does not come from packages
         wanted.append(f"python3.{sys.version_info.minor}-dev")
+    if object_problem():
+        wanted.append("clang")
     return wanted
 
 

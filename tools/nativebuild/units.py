@@ -1,7 +1,8 @@
 """The programs and modules to compile, and the commands that compile them. This module does no I/O.
 
 A program is a static executable, linked with musl if musl is installed. A module is loaded into the interpreter by
-cffi. A module uses Python's limited API, so one file serves all Python versions from 3.11 on.
+cffi. A module uses Python's limited API, so one file serves all Python versions from 3.11 on. An object holds eBPF
+programs for the kernel: the same bytes serve every little-endian machine.
 """
 
 from __future__ import annotations
@@ -61,8 +62,13 @@ class Module(Unit):
         return [source for source in self.sources if source.endswith(".c")]
 
 
+@dataclass(frozen=True, slots=True)
+class Object(Unit):
+    """eBPF programs, which clang alone compiles. sources: headers, then one C file."""
+
+
 CNI, NODE, DNS = "cni/podwire_cni/native", "controlplane/podwire_node/native", "dns/podwire_dns/native"
-ROLE = "base/podwire_base/role/native"
+ROLE, EBPF = "base/podwire_base/role/native", "proxy/podwire_proxy/ebpf/native"
 
 PROGRAMS = (
     Program("podwire-cni", CNI, ("client.c",), "a Python program: each call of the plugin takes 20 ms more"),
@@ -88,6 +94,14 @@ MODULES = (
         ("-pthread",),
     ),
 )
+
+OBJECTS = (
+    Object(
+        "sock.bpf.o", EBPF, ("bpf.h", "look.h", "sock.bpf.c"), "nothing: --backend ebpf has nftables serve everything"
+    ),
+)
+
+EVERYTHING: tuple[Unit, ...] = (*PROGRAMS, *MODULES, *OBJECTS)
 
 NOT_FOR_PYTHON = frozenset({"clock.h", "random.h"})  # cffi does not read these
 
@@ -118,10 +132,31 @@ def module_command(
     return [compiler, *kind, *flags, *unit.flags, *(f"-I{folder}" for folder in include), "-o", out, *sources]
 
 
+# -g0: no path of this machine is in an object. v3: 32 bit operations, which every kernel from 5.1 on has.
+def object_command(compiler: str, source: str, out: str) -> list[str]:
+    """Return the command that compiles an object."""
+    return [
+        compiler,
+        "-O2",
+        "-g0",
+        "-target",
+        "bpfel",
+        "-mcpu=v3",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-c",
+        "-o",
+        out,
+        source,
+    ]
+
+
 def wheel_tag(built: Sequence[Unit], platform: str) -> str | None:
-    """Return the wheel's tag, None for a pure wheel if no unit was built. platform: in the form of
-    sysconfig.get_platform().
+    """Return the wheel's tag, None for a pure wheel if nothing that depends on the machine was built. platform: in the
+    form of sysconfig.get_platform().
     """
+    built = [unit for unit in built if not isinstance(unit, Object)]
     if not built:
         return None
     platform = platform.replace("-", "_").replace(".", "_")

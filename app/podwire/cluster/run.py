@@ -20,7 +20,7 @@ from podwire_controlplane.server.main import run as run_server
 from podwire_proxy import backends
 
 from .. import agent
-from . import credentials, internet, members, network, publisher
+from . import credentials, hooks, internet, members, network, publisher
 from .config import MARKER, ClusterConfig
 from .teardown import teardown
 
@@ -75,13 +75,18 @@ def _node_roles(config: ClusterConfig) -> list[Role]:
             upstream_dns=config.upstream_dns,
             node_cidrs=config.node_cidrs,
             more_addresses=config.node_addresses(node)[1:],
-            sets=config.role_sets(backends.chosen(config.proxy_backend)),
+            sets=(
+                *config.role_sets(backends.chosen(config.proxy_backend)),
+                *(hooks.prepare(config, node) if hooks.wanted(config) else ()),
+            ),
             no_pods=no_pods,
         )
         rows.append(
             Role(
                 node,
-                partial(agent.run, spec),
+                partial(hooks.join, config, node, partial(agent.run, spec))
+                if hooks.wanted(config)
+                else partial(agent.run, spec),
                 log_dir / f"{node}.log",
                 str(config.netns(node)),
                 ("agent", node),

@@ -18,7 +18,7 @@ from pathlib import Path
 from podwire_base.kernel.netns import call_in
 from podwire_node.runtime import running
 
-from . import mounts, network
+from . import cgroups, mounts, network
 from .config import BASE, MARKER, NETNS, ClusterConfig
 
 _STOP_SECONDS = 8.0
@@ -71,6 +71,7 @@ def teardown(config: ClusterConfig, say: Callable[[str], None] = lambda _: None)
     """
     inside = _inside(config)
     stays = _kill(config)
+    stays += cgroups.remove(config.name)
     if (config.run_dir / "merged.json").exists():
         from . import merging  # and yaml, which takes long to import
 

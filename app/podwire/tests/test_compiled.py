@@ -15,8 +15,17 @@ from podwire_cni import native as cni
 from podwire_cni.native import attach
 from podwire_dns import native as dns
 from podwire_node import runtime
+from podwire_proxy.ebpf import native as ebpf
 
-PARTS = ["podwire-cni", "podwire-pause", "podwire-beat", "podwire-echo", "the attach module", "the packets module"]
+PARTS = [
+    "podwire-cni",
+    "podwire-pause",
+    "podwire-beat",
+    "podwire-echo",
+    "sock.bpf",
+    "the attach module",
+    "the packets module",
+]
 
 
 def test_nothing_is_said_where_all_is_compiled() -> None:
@@ -42,11 +51,12 @@ def test_every_part_of_the_build_is_looked_for(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(cni, "FOLDER", tmp_path)
     monkeypatch.setattr(runtime, "NATIVE", tmp_path)
     monkeypatch.setattr(role, "FOLDER", tmp_path)
+    monkeypatch.setattr(ebpf, "FOLDER", tmp_path)
     for module in (attach, dns):
         monkeypatch.setattr(module, "library", lambda: Library(None, "it is stale"))
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "podwire-cni.missing").write_text("no C compiler\n")
     found = compiled.missing()
     assert [part.name for part in found] == PARTS
-    assert len(found) == len([*units.PROGRAMS, *units.MODULES])
-    assert (found[0].why, found[4].why) == ("no C compiler", "it is stale")
+    assert len(found) == len(units.EVERYTHING)
+    assert (found[0].why, found[5].why) == ("no C compiler", "it is stale")

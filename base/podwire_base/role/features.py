@@ -102,6 +102,9 @@ WIREGUARD = Feature("WireGuard links", (5, 6), ("WIREGUARD",))
 
 # eBPF and tracing
 BPF = Feature("eBPF", (3, 18), ("BPF_SYSCALL",), CAP_BPF)
+BPF_SOCKET_HOOKS = Feature(
+    "eBPF socket hooks, with the number of a network namespace", (5, 14), ("BPF_SYSCALL", "CGROUP_BPF"), CAP_BPF
+)
 BPF_CGROUP_SOCK_ADDR = Feature("eBPF at connect of a cgroup", (4, 17), ("BPF_SYSCALL", "CGROUP_BPF"), CAP_BPF)
 BPF_RING_BUFFER = Feature("eBPF ring buffer", (5, 8), ("BPF_SYSCALL",), CAP_BPF)
 BPF_TCX = Feature("eBPF at tcx", (6, 6), ("BPF_SYSCALL", "NET_XGRESS"), CAP_BPF)

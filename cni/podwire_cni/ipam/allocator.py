@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from podwire_base.role import hostports
 from podwire_base.role.hostports import HostPort
+from podwire_base.role.podspaces import PodSpace
 
 from ..errors import CNIError, ErrorCode
 from ..plan import mac_for
@@ -106,6 +107,22 @@ def host_ports(leases: Iterable[Lease]) -> frozenset[HostPort]:
         for lease in leases
         for port in lease.ports
     )
+
+
+def pod_spaces(leases: Iterable[Lease]) -> frozenset[PodSpace]:
+    """Returns the network namespaces of the pods whose only link is on the node's own bridge, with their addresses."""
+    found: dict[str, list[Lease]] = {}
+    for lease in leases:
+        if lease.netns:
+            found.setdefault(lease.netns, []).append(lease)
+    made = set()
+    for netns, held in found.items():
+        if len({lease.owner for lease in held}) > 1 or any(x.bridge or x.origin or not x.wired for x in held):
+            continue
+        ident, _, path = netns.partition(" ")
+        device, _, inode = ident.partition(":")
+        made.add(PodSpace(int(device), int(inode), path, tuple(str(lease.address) for lease in held)))
+    return frozenset(made)
 
 
 class Store(Protocol):

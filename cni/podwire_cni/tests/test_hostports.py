@@ -41,11 +41,11 @@ def test_the_hostports_of_all_pods_with_the_pods_names() -> None:
 
 def test_the_file_is_written_when_it_would_differ(tmp_path: Path) -> None:
     host = Host()
-    agent = cast(Agent, SimpleNamespace(plugin=host.plugin, config=SimpleNamespace(run_dir=tmp_path), _host_ports=""))
+    agent = cast(Agent, SimpleNamespace(plugin=host.plugin, config=SimpleNamespace(run_dir=tmp_path), _published={}))
     file = hostports.path(tmp_path)
 
     def publish() -> tuple[HostPort, ...]:
-        Agent._publish_host_ports(agent)
+        Agent._publish(agent)
         return hostports.decode(file.read_text()) if file.exists() else ()
 
     assert (publish(), file.exists()) == ((), True), "what an agent before this one wrote does not count"
@@ -60,6 +60,6 @@ def test_the_file_is_written_when_it_would_differ(tmp_path: Path) -> None:
 def test_a_full_disk_does_not_stop_the_agent(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("not a directory")
     config = SimpleNamespace(run_dir=tmp_path / "run")
-    agent = cast(Agent, SimpleNamespace(plugin=Host().plugin, config=config, _host_ports=""))
-    Agent._publish_host_ports(agent)
-    assert agent._host_ports == "", "tried again"
+    agent = cast(Agent, SimpleNamespace(plugin=Host().plugin, config=config, _published={}))
+    Agent._publish(agent)
+    assert agent._published == {}, "tried again"

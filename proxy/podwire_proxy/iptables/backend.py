@@ -27,6 +27,7 @@ class Iptables:
     variant: Variant | None = None
     name = "iptables"
     place = "chains PODWIRE-*"
+    beneath: tuple[str, ...] = ()
     metrics = MetricNames(
         failures="kubeproxy_sync_proxy_rules_iptables_restore_failures_total",
         partial_failures="kubeproxy_sync_proxy_rules_iptables_partial_restore_failures_total",

@@ -27,6 +27,7 @@ class Nftables:
 
     name = "nftables"
     place = f"table {TABLE_NAME}"
+    beneath: tuple[str, ...] = ()
     metrics = MetricNames(
         failures="kubeproxy_sync_proxy_rules_nftables_sync_failures_total",
         cleanup_failures="kubeproxy_sync_proxy_rules_nftables_cleanup_failures_total",

@@ -31,6 +31,8 @@ ALLOWED = {
     ("app/podwire/explain/observe.py", "iptables"): "reads tables of iptables-legacy, whoever wrote them",
     ("app/podwire/explain/legacy.py", "iptables"): "parses rules of iptables-legacy, whoever wrote them",
     ("app/podwire/deploy/image.py", "iptables"): "the name of Debian's package",
+    ("app/podwire/compiled.py", "ebpf"): "the folder of a program that clang compiles",
+    ("app/podwire/cluster/hooks.py", "ebpf"): "it makes what this backend alone needs: cgroups and a bpffs",
     ("app/podwire/report/collect.py", "iptables"): "the program, whose version a report tells",
     ("proxy/podwire_proxy/config.py", "nftables"): "the default of a setting",
     ("proxy/podwire_proxy/kubeproxyfile.py", "nftables"): "a section of kube-proxy's own format",

@@ -185,6 +185,7 @@ class Toy:
 
     name = "toy"
     place = "toy chest"
+    beneath: tuple[str, ...] = ()
     metrics = MetricNames("toy_failures", rules="toy_rules")
     settings = (Setting("toy_colour", ("red", "blue"), "of the toy"),)
 

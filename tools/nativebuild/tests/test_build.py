@@ -19,7 +19,7 @@ from podwire_cni.native import attach
 from podwire_dns import native as packets
 
 ROOT = Path(__file__).resolve().parents[3]
-EVERYTHING = (*units.PROGRAMS, *units.MODULES)
+EVERYTHING = units.EVERYTHING
 
 
 @pytest.fixture
@@ -82,6 +82,40 @@ def test_two_builds_are_the_same(copy: Path, tmp_path_factory: pytest.TempPathFa
     assert made[0] == made[1]
 
 
+def test_two_builds_of_an_object_are_the_same_and_name_no_folder(
+    copy: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    if toolchain.object_problem():
+        pytest.skip(toolchain.object_problem())
+    other = tmp_path_factory.mktemp("elsewhere")
+    shutil.copytree(copy, other, dirs_exist_ok=True)
+    for unit in units.OBJECTS:
+        made = []
+        for root in (copy, other):
+            out = tmp_path_factory.mktemp("out") / unit.name
+            assert builder.build_object(root, unit, toolchain.CLANG, out) == ""
+            made.append(out.read_bytes())
+            assert not [folder for folder in (copy, other, out.parent) if bytes(folder) in made[-1]]
+        assert made[0] == made[1]
+
+
+def test_without_clang_there_are_no_objects_and_that_is_said_once(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: None if name == toolchain.CLANG else f"/usr/bin/{name}")
+    monkeypatch.setattr(toolchain, "find", lambda *, musl, flags: (None, "no C compiler"))
+    built, warnings = builder.build(copy)
+    assert built == [] and [warning for warning in warnings if "no clang (Debian: clang)" in warning] == [
+        f"sock.bpf.o is not built (no clang (Debian: clang)); in its place: {units.OBJECTS[0].stands_in}"
+    ]
+
+
+def test_programs_for_the_kernel_name_their_licence() -> None:
+    """The kernel gives some helpers to GPL-compatible programs only; LICENSES/ has both texts."""
+    for unit in units.OBJECTS:
+        for source in unit.sources:
+            assert "SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause" in (ROOT / unit.folder / source).read_text()
+    assert {path.name for path in (ROOT / "LICENSES").iterdir()} == {"BSD-2-Clause.txt", "GPL-2.0-only.txt"}
+
+
 def test_a_compiler_that_cannot_link_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As musl-gcc of Debian 13 without binutils."""
     good = shutil.which("cc") or shutil.which("gcc")
@@ -116,7 +150,13 @@ def test_each_compiler_that_fails_is_named_with_its_reason(tmp_path: Path, monke
     ("plain", "static", "headers", "prefix", "wanted"),
     [
         ("cc", "musl-gcc", True, "/usr", []),
-        (None, None, False, "/usr", ["gcc", "libc6-dev", "musl-tools", f"python3.{sys.version_info.minor}-dev"]),
+        (
+            None,
+            None,
+            False,
+            "/usr",
+            ["gcc", "libc6-dev", "musl-tools", f"python3.{sys.version_info.minor}-dev", "clang"],
+        ),
         ("cc", "cc", False, "/usr", ["musl-tools", f"python3.{sys.version_info.minor}-dev"]),
         ("cc", "x86_64-linux-musl-gcc", False, "/opt/python", []),
     ],
@@ -132,6 +172,7 @@ def test_the_packages_that_a_machine_lacks(
 ) -> None:
     monkeypatch.setattr(toolchain, "find", lambda *, musl, flags: (static if musl else plain, ""))
     monkeypatch.setattr(toolchain, "has_headers", lambda: headers)
+    monkeypatch.setattr(toolchain, "object_problem", lambda: "" if plain else "no clang (Debian: clang)")
     monkeypatch.setattr(sys, "base_prefix", prefix)
     assert toolchain.packages() == wanted
 
@@ -143,7 +184,8 @@ def test_without_headers_the_programs_are_built_and_the_modules_not(
         pytest.skip("no C compiler that makes static programs")
     monkeypatch.setattr(toolchain, "module_problem", lambda: "no Python.h (Debian: python3-dev)")
     built, warnings = builder.build(copy)
-    assert built == list(units.PROGRAMS)
+    assert [unit for unit in built if not isinstance(unit, units.Object)] == list(units.PROGRAMS)
+    warnings = [warning for warning in warnings if "clang" not in warning]
     assert len(warnings) == len(units.MODULES) and all("python3-dev" in warning for warning in warnings)
     assert "python3-dev" in (copy / units.MODULES[0].missing).read_text()
 
@@ -151,6 +193,8 @@ def test_without_headers_the_programs_are_built_and_the_modules_not(
 def test_what_is_built_again_is_not_missing_any_more(copy: Path) -> None:
     if toolchain.find(musl=True, flags=("-static",))[0] is None or toolchain.module_problem():
         pytest.skip("no C compiler, or no Python.h")
+    if toolchain.object_problem():
+        pytest.skip(toolchain.object_problem())
     for unit in EVERYTHING:
         (copy / unit.missing).parent.mkdir(parents=True, exist_ok=True)
         (copy / unit.missing).write_text("no C compiler\n")
@@ -166,6 +210,7 @@ def test_what_is_built_again_is_not_missing_any_more(copy: Path) -> None:
     ("built", "tag"),
     [
         ((), None),
+        (units.OBJECTS, None),
         (units.PROGRAMS, "py3-none-linux_x86_64"),
         (units.MODULES[:1], "cp311-abi3-linux_x86_64"),
         (EVERYTHING, "cp311-abi3-linux_x86_64"),

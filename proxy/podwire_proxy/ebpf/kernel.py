@@ -1,0 +1,168 @@
+"""The I/O of the eBPF backend: the table of nftables, and over it the hooks. Implements backend.Kernel.
+
+Where the hooks cannot run, nftables serves everything, and `problem` says why.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from podwire_base import native as built
+from podwire_base.kernel.bpf import elf
+from podwire_base.kernel.ip import FAMILIES, Family
+from podwire_base.kernel.reasons import Reason
+from podwire_base.role import logs
+from podwire_base.role.features import BPF_SOCKET_HOOKS, explain, judge
+from podwire_base.role.features import Kernel as Host
+from podwire_base.role.kernelconfig import running
+
+from ..backend import Watch
+from ..iptables.watch import Timer
+from ..nftables import kernel as nftables
+from . import hooks as bpf_hooks
+from . import maps, native, places
+from .hooks import Hooks
+from .live import Hooks as LiveHooks
+from .maps import Client
+from .plan import Plan, Planner, State
+from .pods import Pods
+
+log = logs.get("proxy")
+
+VERIFIED = (6, 18)  # the oldest release whose verifier has seen the programs
+
+
+def too_old(host: Host) -> str:
+    """Returns why the programs may not be loaded into this kernel; "" if they may."""
+    if host.version < VERIFIED:
+        return f"the programs were verified on Linux {VERIFIED[0]}.{VERIFIED[1]} and later, this is {host.release}"
+    return judge(BPF_SOCKET_HOOKS, host)
+
+
+def load(cgroup: str, bpffs: str, ns_fd: int | None) -> Hooks:
+    """Loads the hooks, or takes over those that are there. Raises OSError, which says what is missing."""
+    code = native.code("sock")
+    if code is None:
+        why = built.reason(native.FOLDER, "sock") or "install podwire again (make install)"
+        raise OSError(errno.ENOEXEC, f"the programs are not built: {why}")
+    if why := too_old(running()):
+        raise OSError(errno.EOPNOTSUPP, why)
+    where = places.cgroup(cgroup)
+    folder = places.make(places.bpffs(bpffs), ns_fd, maps.LAYOUT)
+    try:
+        made = Hooks(elf.parse(code), where, folder)
+    except elf.BadObject as err:
+        raise OSError(errno.ENOEXEC, f"sock.bpf.o: {err}; install podwire again (make install)") from None
+    except PermissionError as err:
+        raise OSError(err.errno, explain(BPF_SOCKET_HOOKS, running()) + f" ({err.strerror})") from err
+    for layout, old in places.folders(ns_fd, bpffs):
+        if layout < maps.LAYOUT:
+            places.remove(old)
+    return made
+
+
+class Kernel:
+    """run_dir: where pod wiring names the pods' namespaces; "": `admit` names them."""
+
+    def __init__(
+        self, planners: Sequence[Planner], ns_fd: int | None, cgroup: str, bpffs: str, run_dir: str = ""
+    ) -> None:
+        self._ns_fd = ns_fd
+        cidrs = planners[0].node.pod_cidrs if planners else ()
+        self.pods = Pods(Path(run_dir), cidrs, self.admit) if run_dir else None
+        self.beneath = nftables.Tables(ns_fd)
+        self.hooks: Hooks | None = None
+        self.problem = ""
+        try:
+            self.hooks = load(cgroup, bpffs, ns_fd)
+        except OSError as err:
+            self.problem = err.strerror or str(err)
+        else:
+            self.admit(self.hooks.clients())
+            if self.pods is not None:
+                self.pods.look()
+        for planner in planners:
+            planner.on = self.hooks is not None
+
+    @property
+    def told(self) -> tuple[str, ...]:
+        if self.hooks is None:
+            return (f"socket hooks: off, nftables serves everything: {self.problem}",)
+        return (f"socket hooks: on, for {self.hooks.served} namespaces",)
+
+    @property
+    def no_notifications(self) -> bool:
+        return self.beneath.no_notifications
+
+    def admit(self, pods: Iterable[Client]) -> None:
+        """Serves the sockets of these pods, and of the node. Raises OSError."""
+        if self.hooks is not None:
+            node = Client(places.cookie(self._ns_fd), maps.NODE)
+            self.hooks.admit([node, *(pod for pod in pods if pod.cookie != node.cookie)])
+
+    def read(self, family: Family) -> State | None:
+        table = self.beneath.read(family)
+        rows, slots = self.hooks.read(family) if self.hooks else ({}, {})
+        return State(table, rows, slots) if table is not None or rows else None
+
+    def commit(self, planner: Planner, plan: Plan) -> None:
+        self.beneath.commit(planner.beneath, plan.beneath)
+        if self.hooks is not None:
+            self.hooks.write(plan)
+
+    def settle(self, planner: Planner, *, swept: bool) -> None:
+        self.beneath.settle(planner.beneath, swept=swept)
+
+    def watch(self, planners: Sequence[Planner]) -> Sequence[Watch]:
+        found: list[Watch] = [*self.beneath.watch([planner.beneath for planner in planners])]
+        return [*found, Timer(self.pods.look)] if self.pods is not None and self.hooks is not None else found
+
+    def counted(self, planners: Sequence[Planner]) -> Mapping[Reason, int]:
+        return self.beneath.counted([planner.beneath for planner in planners])
+
+    def foreign_commits(self) -> int:
+        return self.beneath.foreign_commits()
+
+    def retire(self) -> list[str]:
+        return []
+
+    def close(self) -> None:
+        if self.hooks is not None:
+            self.hooks.close()
+        self.beneath.close()
+
+
+def observed(ns_fd: int | None = None) -> LiveHooks | None:
+    """Returns the hooks with the tables beneath; None if this node has no pins of this layout."""
+    folder = next((path for layout, path in places.folders(ns_fd) if layout == maps.LAYOUT), None)
+    if folder is None:
+        return None
+    tables = nftables.observed(ns_fd)
+    states = dict[Family, State]()
+    for family in FAMILIES:
+        found = bpf_hooks.observed(folder, family)
+        if family in tables or found.services:
+            states[family] = State(tables.get(family), found.services, found.slots)
+    known = bpf_hooks.observed_clients(folder)
+    pods = frozenset(ip for client in known if client.who == maps.POD for ip in (client.ip, client.ip6) if ip)
+    return LiveHooks(states, pods, any(client.who == maps.NODE for client in known))
+
+
+def existing(ns_fd: int | None = None) -> list[str]:
+    return [_line(path) for _, path in places.folders(ns_fd)]
+
+
+def cleanup(ns_fd: int | None = None) -> list[str]:
+    """Removes the pins, and with them the hooks. Returns a line for each folder found."""
+    found = [path for _, path in places.folders(ns_fd)]
+    for path in found:
+        with contextlib.suppress(FileNotFoundError):
+            places.remove(path)
+    return [_line(path) for path in found]
+
+
+def _line(path: Path) -> str:
+    return f"socket hooks {path}"
