@@ -15,6 +15,7 @@ from podwire_base.kube.errors import StatusError
 from podwire_base.kube.meta import Object, annotations_of, name
 from podwire_base.kube.registry import of
 
+from .rbac.nodes import MIRROR
 from .strategies.base import forbidden
 
 Found = Mapping[str, Sequence[Object]]  # kind -> objects
@@ -56,6 +57,8 @@ def service_account(pod: Object, found: Found) -> None:
     unless the pod has its own. Where nothing has made the account `default` yet, the pod has only its name.
     """
     spec = pod["spec"]
+    if MIRROR in annotations_of(pod):
+        return  # the copy of a static pod has no account
     wanted = spec.get("serviceAccountName") or "default"
     account = next((a for a in found["ServiceAccount"] if name(a) == wanted), None)
     if account is None and spec.get("serviceAccountName") not in (None, "", "default"):

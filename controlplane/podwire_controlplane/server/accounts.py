@@ -17,6 +17,7 @@ from podwire_base.kube.registry import of
 from podwire_base.kube.times import parse_time, timestamp
 from podwire_base.role import files
 
+from ..rbac import nodes
 from ..store.base import Store
 from . import accountclaims, accountkeys, auth
 from .accountclaims import Grant, Reference
@@ -115,8 +116,8 @@ class Accounts:
 
     # ---- giving out
 
-    async def request(self, space: str, own: str, asked: Object) -> Object:
-        """Return the TokenRequest with a token. Raises a StatusError."""
+    async def request(self, space: str, own: str, asked: Object, node: str = "") -> Object:
+        """Return the TokenRequest with a token. node: that asks. Raises a StatusError."""
         metadata = asked["metadata"]
         for field, value in (("name", own), ("namespace", space)):
             if metadata.get(field) not in (None, "", value):
@@ -130,6 +131,8 @@ class Accounts:
         spec["boundObjectRef"] = spec.get("boundObjectRef")
         accountclaims.check_spec(spec)
         bound = await self._bound(space, own, spec["boundObjectRef"])
+        if node and (why := nodes.token_refusal(node, spec, bound, self.issuer)):
+            raise nodes.refused(of("ServiceAccount"), own, why)
         now = int(self.clock())
         seconds = int(spec["expirationSeconds"])
         made = accountclaims.claims(self.issuer, account, spec["audiences"], seconds, bound, now, str(uuid.uuid4()))

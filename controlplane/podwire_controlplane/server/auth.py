@@ -12,11 +12,10 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from podwire_base.kube.meta import Object
-
 from ..rbac.rules import Attributes
 
 ADMINS, NODES, READERS = "system:masters", "system:nodes", "podwire:readers"
+NODE_USER = "system:node:"
 AUTHENTICATED, UNAUTHENTICATED = "system:authenticated", "system:unauthenticated"
 CREDENTIAL = "authentication.kubernetes.io/credential-id"  # key of UserInfo.extra (KEP-4193)
 OPEN_PATHS = ("/healthz", "/livez", "/readyz", "/version")  # for the anonymous, by the role system:public-info-viewer
@@ -44,7 +43,7 @@ class User:
     @property
     def node(self) -> str:
         """The name of the node whose credential this is (CN system:node:NAME), "" for other credentials."""
-        return self.name.removeprefix("system:node:") if NODES in self.groups else ""
+        return self.name.removeprefix(NODE_USER) if NODES in self.groups and self.name.startswith(NODE_USER) else ""
 
 
 ANONYMOUS = User("system:anonymous", (UNAUTHENTICATED,))
@@ -106,32 +105,3 @@ def reads(user: User, request: Attributes) -> bool:
     if READERS not in user.groups or request.verb not in ("get", "list", "watch") or request.path is not None:
         return False
     return (request.group, request.resource) != ("", "secrets") and request.sub not in _REACHING
-
-
-def conceivable(user: User, verb: str, plural: str, sub: str) -> bool:
-    """Whether there is an object with which a node may do this. What is false here needs no look at the request's
-    body.
-    """
-    mine: Object = {"spec": {"nodeName": user.node}}
-    return allowed(user, verb, plural, sub, user.node, mine if user.node else None)
-
-
-def allowed(user: User, verb: str, plural: str, sub: str, target: str, obj: Object | None) -> bool:
-    """Whether a node may make this request. verb: get, list, watch, create, update, patch, delete, deletecollection.
-
-    target: the object's name; for a creation the name in the body. obj: the object as stored (None for a creation).
-    Nodes read everything but Secrets. They write only their own Node and Lease, the status of their pods, deletions of
-    their pods, and Events (after the NodeRestriction admission plugin).
-    """
-    if verb in ("get", "list", "watch"):
-        return plural != "secrets"
-    if plural == "nodes":
-        return target == user.node and verb in ("create", "update", "patch")
-    if plural == "leases":
-        return target == user.node and verb in ("create", "update", "patch")
-    if plural == "events":
-        return verb in ("create", "patch")
-    if plural == "pods":
-        mine = obj is not None and obj.get("spec", {}).get("nodeName") == user.node
-        return mine and (verb == "delete" or (sub == "status" and verb in ("update", "patch")))
-    return False

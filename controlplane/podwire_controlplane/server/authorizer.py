@@ -12,10 +12,12 @@ from podwire_base.kube import codec
 from podwire_base.kube.errors import StatusError
 from podwire_base.kube.registry import of
 
+from ..rbac import nodes
 from ..rbac.index import KINDS, Decision, Found, Index
 from ..rbac.rules import Attributes, forbidden_text
 from ..store.base import Item, Store, StoredChange
 from . import auth
+from .nodefacts import NodeFacts
 
 _ALLOWED = Decision(True)
 
@@ -24,11 +26,12 @@ class Authorizer:
     """Follows the roles and bindings of a store. `await start()` before the first request."""
 
     def __init__(self, store: Store) -> None:
-        self.store, self.index = store, Index()
+        self.store, self.index, self.facts = store, Index(), NodeFacts(store)
         self._kinds = {of(kind).prefix(): kind for kind in KINDS}
         self._heard: dict[str, bool] | None = {}  # keys that changed while start() reads the store
 
     async def start(self) -> None:
+        await self.facts.start()
         self.store.subscribe(self._changed)
         for prefix, kind in self._kinds.items():
             for item in await self.store.scan(prefix):
@@ -49,10 +52,11 @@ class Authorizer:
     def decide(self, user: auth.User, request: Attributes) -> Decision:
         if auth.ADMINS in user.groups or auth.reads(user, request):
             return _ALLOWED
-        objects = request.path is None
-        if user.node and objects and auth.conceivable(user, request.verb, request.resource, request.sub):
+        why = nodes.refusal(user.node, request, self.facts) if user.node else ""
+        if why is None:
             return _ALLOWED
-        return self.index.decide(user.name, user.groups, request)
+        found = self.index.decide(user.name, user.groups, request)
+        return Decision(False, "\n".join(filter(None, (why, found.reason)))) if why and not found.allowed else found
 
     def rules(self, user: auth.User, namespace: str) -> Iterator[Found]:
         """Yield the rules of a user from roles and bindings."""

@@ -1,5 +1,5 @@
-"""What a user may write into objects, beyond the request itself: nobody grants rights that he does not have. Pure but
-for the authorizer, which knows the roles of the cluster.
+"""What a user may write into objects, beyond the request itself: nobody grants rights that he does not have, and a node
+writes what is its own (NodeRestriction). Pure but for the authorizer, which knows the roles of the cluster.
 
 Source: Kubernetes' documentation "Privilege escalation prevention and bootstrapping".
 """
@@ -13,6 +13,7 @@ from podwire_base.kube.errors import StatusError
 from podwire_base.kube.meta import Object, name
 from podwire_base.kube.registry import Resource, of
 
+from ..rbac import nodes
 from ..rbac.index import GROUP
 from ..rbac.rules import Attributes, Rule, quoted, rules_of, uncovered
 from . import auth
@@ -39,12 +40,22 @@ class Gate:
         self, user: auth.User | None, resource: Resource, sub: str, after: Object, before: Object | None
     ) -> None:
         """Judge a creation (before: None) or a change of an object. Raises a StatusError 403."""
+        if user is None:
+            return
+        facts = self.authorizer.facts
+        if user.node and (refused := nodes.written(user.node, resource, sub, after, before, facts)):
+            raise refused
         check = _CHECKS.get((resource.group, resource.kind))
-        if user is None or check is None or sub or auth.ADMINS in user.groups:
+        if check is None or sub or auth.ADMINS in user.groups:
             return
         if before is not None and _same(after, before):
             return
         check(self, user, resource, after, before)
+
+    def deleted(self, user: auth.User | None, resource: Resource, obj: Object) -> None:
+        """Judge the deletion of an object. Raises a StatusError 403."""
+        if user is not None and user.node and (refused := nodes.deleted(user.node, resource, obj)):
+            raise refused
 
     def grants(self, user: auth.User, resource: Resource, obj: Object, wanted: tuple[Rule, ...]) -> None:
         """Raise a StatusError 403 if `wanted` has rights that the user does not have in the object's namespace."""

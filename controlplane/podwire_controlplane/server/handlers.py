@@ -26,7 +26,7 @@ from ..strategies.base import dig
 from . import answers, auth, bodies, deprecated, lists, media, streams
 from .accounts import Accounts
 from .answers import View
-from .authorizer import Authorizer, forbidden
+from .authorizer import Authorizer
 from .objects import Objects, Scope, WriteOptions, Written, load, wire
 from .paths import Target
 from .query import BadVersion, ListOptions, boolean, list_options, version
@@ -153,21 +153,6 @@ class Handlers:
             answers.warn(answer, [custom.warning])
         return answer
 
-    async def _authorise_object(self, call: Call, target: str) -> None:
-        """Authorise a node's request whose object is known by now. target: its name; for a creation the one in the
-        body.
-        """
-        scope, user, stored = call.scope, call.user, None
-        if not user.node or auth.ADMINS in user.groups:
-            return
-        if scope.resource.plural == "pods" and scope.name:
-            item = await self.objects.store.get(scope.key)
-            stored = load(item) if item else None
-        if not auth.allowed(user, call.verb, scope.resource.plural, scope.sub, target, stored):
-            resource = scope.resource
-            request = Attributes(call.verb, resource.group, resource.plural, scope.sub, scope.namespace, target)
-            raise forbidden(user, request)
-
     def _no_resource(self, target: Target) -> web.Response:
         rows = self.objects.registry.resources
         if target.group and not any(row.group == target.group and row.custom is None for row in rows):
@@ -208,7 +193,6 @@ class Handlers:
     # ---- one object
 
     async def _get(self, call: Call) -> web.StreamResponse:
-        await self._authorise_object(call, call.scope.name)
         try:
             wanted = version(call.query.get("resourceVersion", ""))
         except BadVersion as err:
@@ -222,7 +206,6 @@ class Handlers:
 
     async def _stream(self, call: Call) -> web.StreamResponse:
         """Answer a subresource that reaches into a node."""
-        await self._authorise_object(call, call.scope.name)
         scope, upgrades = call.scope, "upgrade" in call.http.headers.get("Connection", "").lower()
 
         async def get(resource: Resource, namespace: str, name: str) -> Object:
@@ -248,8 +231,6 @@ class Handlers:
         kind = bodies.media_of(call.http)
         repeated: list[str] = []
         obj = await self._body(call, kind, repeated)
-        named = name(obj) if isinstance(obj, dict) and isinstance(obj.get("metadata"), dict) else ""
-        await self._authorise_object(call, named if isinstance(named, str) else "")
         options = _options(call, "CreateOptions", repeated)
         return self._written(call, await self.objects.create(call.scope, obj, options))
 
@@ -267,7 +248,7 @@ class Handlers:
         kind = bodies.media_of(call.http)
         body = await bodies.decode(await bodies.read(call.http), kind, TOKEN_REQUEST.api_version, TOKEN_REQUEST.kind)
         asked, warnings = self.objects.shape(TOKEN_REQUEST, body, options)
-        made = await self.accounts.request(call.scope.namespace, call.scope.name, asked)
+        made = await self.accounts.request(call.scope.namespace, call.scope.name, asked, call.user.node)
         answer = self._made(replace_view(call), made, 201)
         answers.warn(answer, warnings)
         return answer
@@ -280,14 +261,12 @@ class Handlers:
         pod = call.scope.name or (
             name(body) if isinstance(body, dict) and isinstance(body.get("metadata"), dict) else ""
         )
-        await self._authorise_object(call, pod)
         await self.objects.bind(Scope(of("Pod"), call.scope.namespace, pod), body, options)
         done = {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201}
         return self._made(replace_view(call), done, 201)
 
     async def _update(self, call: Call) -> web.StreamResponse:
         _unserved(call)
-        await self._authorise_object(call, call.scope.name)
         kind = bodies.media_of(call.http)
         options, repeated = _options(call, "UpdateOptions"), list[str]()
         obj = await self._body(call, kind, repeated)
@@ -300,7 +279,6 @@ class Handlers:
 
     async def _patch(self, call: Call) -> web.StreamResponse:
         _unserved(call)
-        await self._authorise_object(call, call.scope.name)
         custom = call.scope.resource.custom is not None
         kind = bodies.media_of(call.http, patches.TYPES[custom:])  # a custom kind has no strategic merge patch
         options, repeated = _options(call, "PatchOptions"), list[str]()
@@ -329,10 +307,9 @@ class Handlers:
         return bodies.delete_options(body, call.query)
 
     async def _delete(self, call: Call) -> web.StreamResponse:
-        await self._authorise_object(call, call.scope.name)
         options = await self._delete_options(call)
         scope, dry = call.scope, "All" in (options.get("dryRun") or [])
-        raw, gone = await self.objects.delete(scope, options, dry_run=dry)
+        raw, gone = await self.objects.delete(scope, options, dry_run=dry, user=call.user)
         if not gone or (scope.resource.kind in RETURNED and scope.resource.custom is None):
             return self._answer(call, raw)
         details = {"name": scope.name, "group": scope.resource.group, "kind": scope.resource.plural}
@@ -351,7 +328,6 @@ class Handlers:
     # ---- collections
 
     async def _list(self, call: Call) -> web.StreamResponse:
-        await self._authorise_object(call, "")
         options = list_options(call.query)
         page = await self._page(call, options)
         return self._answer_list(call, page)
@@ -379,7 +355,6 @@ class Handlers:
         return answers.response(call.http, raw, form.media, compress=True)
 
     async def _delete_collection(self, call: Call) -> web.StreamResponse:
-        await self._authorise_object(call, "")
         options = await self._delete_options(call)
         page = await self._page(call, list_options(call.query))
         dry, removed = "All" in (options.get("dryRun") or []), list[Item]()
@@ -387,7 +362,7 @@ class Handlers:
             obj = load(item)
             one = Scope(call.scope.resource, obj["metadata"].get("namespace", ""), name(obj))
             try:
-                await self.objects.delete(one, options, dry_run=dry)
+                await self.objects.delete(one, options, dry_run=dry, user=call.user)
                 removed.append(item)
             except StatusError as err:
                 if err.code != 404:  # not an error if another client has already deleted the object
@@ -395,7 +370,6 @@ class Handlers:
         return self._answer_list(call, replace(page, items=removed))
 
     async def _watch(self, call: Call) -> web.StreamResponse:
-        await self._authorise_object(call, "")
         options = list_options({**call.query, "watch": "true"})
         request = self._watch_request(call, options)
         answer = web.StreamResponse(headers={"Content-Type": _stream_type(call.view)})

@@ -412,11 +412,17 @@ class Objects:
 
     # ---- deleting
 
-    async def delete(self, scope: Scope, options: Object, dry_run: bool = False) -> tuple[bytes, bool]:
-        """Return (object in wire form, whether the store has removed it). options: a meta/v1 DeleteOptions."""
+    async def delete(
+        self, scope: Scope, options: Object, dry_run: bool = False, user: User | None = None
+    ) -> tuple[bytes, bool]:
+        """Return (object in wire form, whether the store has removed it). options: a meta/v1 DeleteOptions. user: who
+        deletes; None for the server itself.
+        """
         for _ in range(_RETRIES):
             item = await self.item(scope)
             obj = load(item)
+            if self.gate:
+                self.gate.deleted(user, scope.resource, obj)
             wanted = options.get("preconditions") or {}
             if wanted.get("uid") not in (None, uid(obj)) or wanted.get("resourceVersion") not in (
                 None,
