@@ -23,6 +23,7 @@ from ..custom import scale as custom_scale
 from ..rbac.rules import Attributes
 from ..store.base import Item
 from ..strategies.base import dig
+from ..strategies.certificates import requested_by
 from . import answers, auth, bodies, deprecated, lists, media, streams
 from .accounts import Accounts
 from .answers import View
@@ -31,7 +32,7 @@ from .objects import Objects, Scope, WriteOptions, Written, load, wire
 from .paths import Target
 from .query import BadVersion, ListOptions, boolean, list_options, version
 from .query import parse as parse_query
-from .reviews import Review, Reviews
+from .reviews import Review, Reviews, user_info
 from .selection import selection
 from .watch import Hub, WatchRequest, reach
 
@@ -232,6 +233,8 @@ class Handlers:
         repeated: list[str] = []
         obj = await self._body(call, kind, repeated)
         options = _options(call, "CreateOptions", repeated)
+        if call.scope.resource.kind == "CertificateSigningRequest" and isinstance(obj, dict):
+            requested_by(obj, user_info(call.http, call.user))
         return self._written(call, await self.objects.create(call.scope, obj, options))
 
     async def _review(self, call: Call, review: Review) -> web.StreamResponse:

@@ -8,6 +8,7 @@ from podwire_base.kube.registry import BUILTIN, Resource
 
 from .apps import DaemonSetStrategy, DefinitionStrategy, DeploymentStrategy, JobStrategy
 from .base import Strategy
+from .certificates import RequestStrategy
 from .core import (
     ClaimStrategy,
     Counted,
@@ -69,6 +70,7 @@ STRATEGIES: dict[tuple[str, str], type[Strategy]] = {
     ("apps", "DaemonSet"): DaemonSetStrategy,
     ("apps", "Deployment"): DeploymentStrategy,
     ("batch", "Job"): JobStrategy,
+    ("certificates.k8s.io", "CertificateSigningRequest"): RequestStrategy,
     ("discovery.k8s.io", "EndpointSlice"): SliceStrategy,
     ("scheduling.k8s.io", "PriorityClass"): Fixed,
 }

@@ -21,8 +21,8 @@ RECORDS = Path(__file__).parent / "records"
 _APPLY = "server-side apply is not served yet"
 KNOWN: dict[str, dict[str, str]] = {
     "defaults": {
-        "*review-*": "reviews are not answered yet",
-        "certificatesigningrequest-*": "the server does not write who asked",
+        "selfsubjectreview-*": "the recording client had a certificate, this one has a token",
+        "certificatesigningrequest-*": "the recording client had a certificate, this one has a token",
     },
     "refusals": {
         "pod-139": "ResourceQuota does not judge yet",
