@@ -22,7 +22,7 @@ from podwire_base.kube.registry import BUILTIN, Resource, of
 from podwire_base.role import beat, logs
 from podwire_base.role.run import main, notify, stop_event, until_stopped
 
-from . import cleanup, endpointslices, loadbalancer, nodes, protection, roles, unattended, workloads
+from . import cleanup, endpointslices, loadbalancer, nodes, protection, quota, roles, unattended, workloads
 from .base import Controller, Snapshot, Write
 
 log = logs.get("controllers")
@@ -222,6 +222,7 @@ async def _main(config: ControllersConfig) -> None:
         *protection.CONTROLLERS,
         *unattended.CONTROLLERS,
         *roles.CONTROLLERS,
+        *quota.CONTROLLERS,
         *loadbalancer.controllers(config.load_balancer_pool, others),
         *nodes.controllers(config.cluster_cidr, config.node_prefix, config.node_prefix6),
     )

@@ -32,6 +32,7 @@ from ..strategies.table import strategy_of, unconditional
 from .auth import User
 from .claims import Care, Claims, ServiceClaims, holding, leaving
 from .definitions import Definitions
+from .judging import Judges
 from .podcidrs import PodCidrClaims
 
 if TYPE_CHECKING:
@@ -126,6 +127,7 @@ class Objects:
             ("", "Node"): PodCidrClaims(store, clock),
         }
         self.definitions = Definitions(self)
+        self.judges = Judges(store)
         self.care = Care(store, self.claims, clock)
         self.gate: Gate | None = None  # judges what users write; set by the application
 
@@ -188,7 +190,7 @@ class Objects:
     async def _remove(self, scope: Scope, obj: Object, revision: int) -> StoredChange:
         """Delete an object from the store, and give back what it claimed. Raises Conflict."""
         claims = self.claims.get((scope.resource.group, scope.resource.kind))
-        async with _NOTHING if claims is None else leaving(claims, obj):
+        async with _NOTHING if claims is None else leaving(claims, obj), await self.judges.counting(scope, None, obj):
             return await self.store.delete(scope.key, revision)
 
     def _check(self, scope: Scope, obj: Object, before: Object | None) -> tuple[str, ...]:
@@ -264,10 +266,14 @@ class Objects:
         strategy.prepare_create(obj)
         warnings += self._check(scope, obj, None)
         scope = Scope(resource, scope.namespace, name(obj))
+        warnings += tuple(await self.judges.judge(scope, obj, None))
         if self._claims(scope) is not None and await self.store.get(scope.key):
             raise errors.exists(resource, scope.name)  # before it claims anything
         try:
-            async with self._held(scope, obj, None, options.dry_run):
+            async with (
+                self._held(scope, obj, None, options.dry_run),
+                await self.judges.counting(scope, obj, None, dry_run=options.dry_run),
+            ):
                 obj, _ = self._shape(resource, obj, WriteOptions())
                 strategy.defaults(obj)  # again, as a store that decodes what it was given: what was decided has them
                 if options.dry_run:
@@ -340,9 +346,12 @@ class Objects:
                 self.gate.written(options.user, resource, scope.sub, after, before)
             for plugin in () if scope.sub else admission.UPDATING.get((resource.group, resource.kind), ()):
                 plugin.change(after, {})
-            heard = (*warnings, *self._check(scope, after, before))
+            heard = (*warnings, *self._check(scope, after, before), *await self.judges.judge(scope, after, before))
             try:
-                async with self._held(scope, after, before, options.dry_run):
+                async with (
+                    self._held(scope, after, before, options.dry_run),
+                    await self.judges.counting(scope, after, before, dry_run=options.dry_run),
+                ):
                     return await self._replace(scope, item, before, after, heard, options)
             except Conflict:
                 continue

@@ -25,7 +25,6 @@ KNOWN: dict[str, dict[str, str]] = {
         "certificatesigningrequest-*": "the recording client had a certificate, this one has a token",
     },
     "refusals": {
-        "pod-139": "ResourceQuota does not judge yet",
         "generic-06[1234567]": _APPLY,
         "generic-02[23]": "fieldManager",
     },
