@@ -254,7 +254,7 @@ def rm(wanted: tuple[str, ...], force: bool, timeout: float, cluster: str | None
 
 
 async def _drain(api: ApiClient, wanted: tuple[str, ...], running: list[str], force: bool, timeout: float) -> None:
-    """Cordon nodes and delete their pods, but not those of DaemonSets, which end with the node."""
+    """Cordon nodes and evict their pods, but not those of DaemonSets, which end with the node. force: delete them."""
     every = [pod for pod in (await api.get("/api/v1/pods"))["items"] if pod["spec"].get("nodeName") in wanted]
     ours = [pod for pod in every if (controller_of(pod) or {}).get("kind") != "DaemonSet"]
     ended = ("Succeeded", "Failed")
@@ -267,12 +267,12 @@ async def _drain(api: ApiClient, wanted: tuple[str, ...], running: list[str], fo
         except Refused as error:
             if error.code != 404:
                 raise
-    options = {"gracePeriodSeconds": 0} if force else {}
     left: dict[str, Object] = {uid(pod): pod for pod in ours}
-    for pod in ours:
-        await _delete(api, f"/api/v1/namespaces/{namespace(pod)}/pods/{name(pod)}", options)
-        err.print(f"  evicting {key(pod)}", style="dim")
     end = time.monotonic() + timeout
+    for pod in ours:
+        path = f"/api/v1/namespaces/{namespace(pod)}/pods/{name(pod)}"
+        err.print(f"  {'deleting' if force else 'evicting'} {key(pod)}", style="dim")
+        await (_delete(api, path, {"gracePeriodSeconds": 0}) if force else _evict(api, path, pod, end))
     while left := {uid(p): p for p in (await api.get("/api/v1/pods"))["items"] if uid(p) in left}:
         if not any(pod["spec"].get("nodeName") in running for pod in left.values()):
             return  # a node that does not run ends no pod: they go with the Node
@@ -281,6 +281,23 @@ async def _drain(api: ApiClient, wanted: tuple[str, ...], running: list[str], fo
                 f"after {timeout:.0f} s there are still {', '.join(map(key, left.values()))}; --force, or wait"
             )
         await asyncio.sleep(0.1)
+
+
+async def _evict(api: ApiClient, path: str, pod: Object, end: float) -> None:
+    """Evict a pod, and ask again while a PodDisruptionBudget does not allow it. end: by time.monotonic."""
+    body = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": name(pod), "namespace": namespace(pod)}}
+    while True:
+        try:
+            await api.create(f"{path}/eviction", body)
+        except Refused as error:
+            if error.code == 404:
+                return
+            if error.code != 429 or time.monotonic() > end:
+                why = "; ".join(c.get("message", "") for c in (error.body.get("details") or {}).get("causes") or [])
+                raise Failed(f"pod {key(pod)} cannot be evicted: {why or error}; --force deletes it") from error
+            await asyncio.sleep(0.5)
+            continue
+        return
 
 
 async def _forget(api: ApiClient, wanted: tuple[str, ...]) -> None:

@@ -16,7 +16,6 @@ MISSING: Final[dict[str, str]] = {
     "CronJob": "no Jobs are created for it",
     "ReplicationController": "no pods are created for it",
     "HorizontalPodAutoscaler": "nothing is scaled by it",
-    "PodDisruptionBudget": "nothing is counted for it, and evictions do not ask it",
     "PersistentVolumeClaim": "no volume is bound to it",
     "Ingress": "no traffic is routed by it",
     "NetworkPolicy": "no traffic is filtered by it",

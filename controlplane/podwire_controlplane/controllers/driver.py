@@ -22,7 +22,7 @@ from podwire_base.kube.registry import BUILTIN, Resource, of
 from podwire_base.role import beat, logs
 from podwire_base.role.run import main, notify, stop_event, until_stopped
 
-from . import cleanup, endpointslices, loadbalancer, nodes, protection, quota, roles, unattended, workloads
+from . import cleanup, disruption, endpointslices, loadbalancer, nodes, protection, quota, roles, unattended, workloads
 from .base import Controller, Snapshot, Write
 
 log = logs.get("controllers")
@@ -219,6 +219,7 @@ async def _main(config: ControllersConfig) -> None:
         *endpointslices.CONTROLLERS,
         *workloads.CONTROLLERS,
         *cleanup.CONTROLLERS,
+        *disruption.CONTROLLERS,
         *protection.CONTROLLERS,
         *unattended.CONTROLLERS,
         *roles.CONTROLLERS,

@@ -28,6 +28,7 @@ from . import answers, auth, bodies, deprecated, lists, media, streams
 from .accounts import Accounts
 from .answers import View
 from .authorizer import Authorizer
+from .evictions import evict
 from .objects import Objects, Scope, WriteOptions, Written, load, wire
 from .paths import Target
 from .query import BadVersion, ListOptions, boolean, list_options, version
@@ -228,6 +229,8 @@ class Handlers:
             return await self._review(call, review)
         if (call.scope.resource.kind, call.scope.sub) == ("ServiceAccount", "token"):
             return await self._token(call)
+        if (call.scope.resource.kind, call.scope.sub) == ("Pod", "eviction"):
+            return await self._evict(call)
         _unserved(call)
         kind = bodies.media_of(call.http)
         repeated: list[str] = []
@@ -255,6 +258,15 @@ class Handlers:
         answer = self._made(replace_view(call), made, 201)
         answers.warn(answer, warnings)
         return answer
+
+    async def _evict(self, call: Call) -> web.StreamResponse:
+        options = _options(call, "CreateOptions")
+        kind = bodies.media_of(call.http)
+        body = await bodies.decode(await bodies.read(call.http), kind, "policy/v1", "Eviction")
+        await self._authorise_object(call, call.scope.name)
+        await evict(self.objects, call.scope, body, options)
+        done = {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201}
+        return self._made(replace_view(call), done, 201)
 
     async def _bind(self, call: Call) -> web.StreamResponse:
         """Assign a pod to a node: pods/NAME/binding, or the collection `bindings` with the pod's name in the body."""

@@ -21,6 +21,7 @@ GROUPS = (
     "content",
     "continue",
     "delete",
+    "eviction",
     "fields",
     "get",
     "gzip",
@@ -43,7 +44,7 @@ DIFFERS = {
     ),
     "verb-014": "aiohttp's parser refuses methods that it does not know, with 400",
 }
-UNSERVED = ("/bindings", "/binding", "/eviction")  # what needs them
+UNSERVED = ("/bindings", "/binding")  # what needs them
 
 
 def _records() -> dict[str, list[dict[str, Any]]]:
