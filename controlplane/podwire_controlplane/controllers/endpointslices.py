@@ -28,7 +28,10 @@ TRIGGER_TIME = "endpoints.kubernetes.io/last-change-trigger-time"
 SELECTOR, MIRROR = "endpointslice-controller.k8s.io", "endpointslicemirroring-controller.k8s.io"
 ZONE = "topology.kubernetes.io/zone"
 
-Ports = tuple[tuple[str, str, int], ...]  # (name, protocol, number)
+RESERVED = (SERVICE_NAME, MANAGED_BY, HEADLESS)  # labels that a slice does not take over from its Service
+_NOT_MIRRORED = (TRIGGER_TIME, "kubectl.kubernetes.io/last-applied-configuration")
+
+Ports = tuple[tuple[str, str, int, str], ...]  # (name, protocol, number, appProtocol)
 Group = dict[tuple[str, Ports], list[Object]]  # (address type, ports) -> endpoints
 
 
@@ -87,7 +90,19 @@ def pod_endpoint(service: Object, pod: Object, address: str, snapshot: Snapshot)
     node = snapshot.get("Node", endpoint["nodeName"])
     if node and labels(node).get(ZONE):
         endpoint["zone"] = labels(node)[ZONE]
+    if ready and (hints := _hints(service["spec"].get("trafficDistribution"), endpoint)):
+        endpoint["hints"] = hints
     return endpoint
+
+
+def _hints(distribution: str | None, endpoint: Object) -> Object:
+    """Return the hints of a ready endpoint (KEP-4444, KEP-3015): where clients prefer it."""
+    found: Object = {}
+    if distribution and endpoint.get("zone"):
+        found["forZones"] = [{"name": endpoint["zone"]}]
+    if distribution == "PreferSameNode" and endpoint["nodeName"]:
+        found["forNodes"] = [{"name": endpoint["nodeName"]}]
+    return found
 
 
 def from_selector(service: Object, snapshot: Snapshot) -> Group:
@@ -99,7 +114,7 @@ def from_selector(service: Object, snapshot: Snapshot) -> Group:
         if not match(labels(pod)) or pod_ended(pod) or not pod["spec"].get("nodeName"):
             continue
         ports = tuple(
-            (p.get("name", ""), p.get("protocol", "TCP"), number)
+            (p.get("name", ""), p.get("protocol", "TCP"), number, p.get("appProtocol") or "")
             for p in service["spec"].get("ports") or []
             if (number := target_port(pod, p)) is not None
         )
@@ -115,7 +130,10 @@ def from_endpoints(endpoints: Object) -> Group:
     """Return the addresses in the subsets of a hand-made Endpoints object as endpoints of EndpointSlices."""
     groups: Group = {}
     for subset in endpoints.get("subsets") or []:
-        ports = tuple((p.get("name", ""), p.get("protocol", "TCP"), int(p["port"])) for p in subset.get("ports") or [])
+        ports = tuple(
+            (p.get("name", ""), p.get("protocol", "TCP"), int(p["port"]), p.get("appProtocol") or "")
+            for p in subset.get("ports") or []
+        )
         for field, ready in (("addresses", True), ("notReadyAddresses", False)):
             for entry in subset.get(field) or []:
                 endpoint: Object = {"addresses": [entry["ip"]], "conditions": {"ready": ready}}
@@ -131,31 +149,40 @@ def _rank(endpoint: Object) -> tuple[bool, bool, bool]:
     return bool(conditions.get("ready")), not conditions.get("terminating"), bool(conditions.get("serving"))
 
 
-def _by_address(endpoints: list[Object]) -> dict[str, Object]:
-    """Return one endpoint for each address, the one with the best conditions. Two pods can have the same address: the
-    object of a terminating pod may still exist when a new pod gets the released address.
+_Identity = tuple[str, str, str]  # address, namespace and name of the target
+
+
+def _identity(endpoint: Object) -> _Identity:
+    """What tells endpoints apart, as upstream: two pods can have one address, for example where the object of a
+    terminating pod still exists when a new pod gets the released address. The proxy chooses between them.
     """
-    best: dict[str, Object] = {}
+    target = endpoint.get("targetRef") or {}
+    return endpoint["addresses"][0], target.get("namespace", ""), target.get("name", "")
+
+
+def _distinct(endpoints: list[Object]) -> dict[_Identity, Object]:
+    """Return each endpoint once, the one with the best conditions."""
+    best: dict[_Identity, Object] = {}
     for endpoint in endpoints:
-        held = best.get(endpoint["addresses"][0])
+        held = best.get(_identity(endpoint))
         if held is None or _rank(endpoint) > _rank(held):
-            best[endpoint["addresses"][0]] = endpoint
+            best[_identity(endpoint)] = endpoint
     return best
 
 
 def _pack(endpoints: list[Object], existing: list[Object]) -> list[tuple[Object | None, list[Object]]]:
     """Assign the endpoints to slices and return (existing slice or None for a new slice, its endpoints) for each slice.
 
-    An address that is in a slice stays there. New addresses fill the free places of existing slices. The remaining
-    addresses get new slices.
+    An endpoint that is in a slice stays there. New ones fill the free places of existing slices. The remaining ones get
+    new slices.
     """
-    wanted = _by_address(endpoints)
+    wanted = _distinct(endpoints)
     packed: list[tuple[Object | None, list[Object]]] = []
     for found in sorted(existing, key=name):
-        kept = [wanted.pop(e["addresses"][0]) for e in found.get("endpoints") or [] if e["addresses"][0] in wanted]
+        kept = [wanted.pop(_identity(e)) for e in found.get("endpoints") or [] if _identity(e) in wanted]
         packed.append((found, kept[:MAX_ENDPOINTS]))
-        wanted |= {e["addresses"][0]: e for e in kept[MAX_ENDPOINTS:]}
-    rest = [wanted[a] for a in sorted(wanted, key=lambda a: int(ipaddress.ip_address(a)))]
+        wanted |= {_identity(e): e for e in kept[MAX_ENDPOINTS:]}
+    rest = [wanted[own] for own in sorted(wanted, key=lambda own: (int(ipaddress.ip_address(own[0])), own))]
     for _found, kept in packed:
         room = MAX_ENDPOINTS - len(kept)
         kept.extend(rest[:room])
@@ -167,7 +194,10 @@ def _pack(endpoints: list[Object], existing: list[Object]) -> list[tuple[Object 
 
 
 def _ports(ports: Ports) -> list[Object]:
-    return [{"name": n, "protocol": protocol, "port": number} for n, protocol, number in ports]
+    return [
+        {"name": n, "protocol": protocol, "port": number, **({"appProtocol": app} if app else {})}
+        for n, protocol, number, app in ports
+    ]
 
 
 def plan_slices(
@@ -175,9 +205,11 @@ def plan_slices(
 ) -> list[Write]:
     """Return the writes that make the existing slices of `owner` (a Service or an Endpoints object) equal to `groups`.
 
-    manager: the value of the label managed-by. extra: further labels. trigger: the value of the annotation
-    last-change-trigger-time, "" for none.
+    manager: the value of the label managed-by. extra: further labels, beside those of the owner. trigger: the value of
+    the annotation last-change-trigger-time, "" for none.
     """
+    own = {field: text for field, text in labels(owner).items() if field not in (*RESERVED, SKIP_MIRROR)}
+    notes = _mirrored(owner) if manager == MIRROR else {}
     service, space = name(owner), namespace(owner)
     left = {name(s): s for s in existing}
     taken = set(left)
@@ -192,8 +224,10 @@ def plan_slices(
                     continue
             target = name(found) if found else _new_name(service, uid(owner), kind, ports, taken)
             taken.add(target)
-            wanted = {SERVICE_NAME: service, MANAGED_BY: manager, **extra}
-            if found and found.get("endpoints") == content and labels(found) == wanted and _owned(found, owner):
+            wanted = {**own, SERVICE_NAME: service, MANAGED_BY: manager, **extra}
+            same = found and (found.get("endpoints") or []) == content and labels(found) == wanted
+            told = found and (manager != MIRROR or _mirrored(found) == notes)
+            if found and same and told and _owned(found, owner):
                 continue
             obj: Object = {
                 "apiVersion": "discovery.k8s.io/v1",
@@ -206,15 +240,19 @@ def plan_slices(
                     "ownerReferences": [owner_reference(owner)],
                 },
                 "endpoints": content,
-                "ports": _ports(ports),
+                "ports": _ports(ports) or None,  # a slice without ports has null, as upstream
             }
-            if trigger:
-                obj["metadata"]["annotations"] = {TRIGGER_TIME: trigger}
+            if notes or trigger:
+                obj["metadata"]["annotations"] = {**notes, **({TRIGGER_TIME: trigger} if trigger else {})}
             changes.append(
                 Write("update" if found else "create", "EndpointSlice", space, target, obj, f"{len(content)} endpoints")
             )
     changes += [Write("delete", "EndpointSlice", space, n, why="no such endpoints") for n in sorted(left)]
     return changes
+
+
+def _mirrored(obj: Object) -> dict[str, str]:
+    return {field: text for field, text in annotations_of(obj).items() if field not in _NOT_MIRRORED}
 
 
 def _owned(found: Object, owner: Object) -> bool:
@@ -225,9 +263,10 @@ def _owned(found: Object, owner: Object) -> bool:
 
 
 def _same_ports(found: Object, ports: Ports) -> bool:
-    return [(p.get("name", ""), p.get("protocol", "TCP"), p.get("port")) for p in found.get("ports") or []] == list(
-        ports
-    )
+    return [
+        (p.get("name", ""), p.get("protocol", "TCP"), p.get("port"), p.get("appProtocol") or "")
+        for p in found.get("ports") or []
+    ] == list(ports)
 
 
 def _new_name(service: str, owner: str, kind: str, ports: Ports, taken: set[str]) -> str:
@@ -267,7 +306,7 @@ def reconcile_selector(wanted: str, snapshot: Snapshot, _now: float) -> list[Wri
     service = snapshot.get("Service", wanted)
     space, _, own = wanted.partition("/")
     existing = _existing(space, own, SELECTOR, snapshot)
-    gone = service is None or deleting(service) or service["spec"].get("type") == "ExternalName"
+    gone = service is None or service["spec"].get("type") == "ExternalName"  # one that waits for a finalizer is served
     if gone or service is None or not service["spec"].get("selector"):
         return [Write("delete", "EndpointSlice", space, name(s), why="no Service with a selector") for s in existing]
     extra = {HEADLESS: ""} if service["spec"].get("clusterIP") == "None" else {}

@@ -136,7 +136,7 @@ def test_named_target_ports_differ_by_pod() -> None:
         with_port("e", "10.0.0.5", 8080, protocol="UDP"),
     )
     changes = reconcile(web(ports=[{"name": "http", "port": 80, "targetPort": "http-api"}]), *pods)
-    found = {tuple(p["port"] for p in c.obj["ports"]): addresses(c.obj) for c in changes}
+    found = {tuple(p["port"] for p in c.obj["ports"] or []): addresses(c.obj) for c in changes}
     assert found == {(8080,): ["10.0.0.1", "10.0.0.3"], (8081,): ["10.0.0.2"], (): ["10.0.0.4", "10.0.0.5"]}
 
 
@@ -147,7 +147,7 @@ def test_headless_is_labelled_and_names_hosts() -> None:
         running("b", "10.0.0.3", hostname="db-1", subdomain="other"),
         running("c", "10.0.0.4"),
     )
-    assert es.HEADLESS in labels(found) and found["ports"] == []
+    assert es.HEADLESS in labels(found) and found["ports"] is None
     assert [e.get("hostname") for e in found["endpoints"]] == ["db-0", None, None]
     slices: dict[str, Object] = {}
     apply(slices, reconcile(web(clusterIP="None"), running("a", "10.0.0.2")))
@@ -167,9 +167,8 @@ def test_dual_stack_makes_a_slice_a_family() -> None:
         None,
         stored(service(type="ExternalName", externalName="x", **WEB)),
         stored(service()),
-        stored(service(**WEB), deletionTimestamp="2027-01-15T08:00:00Z"),
     ],
-    ids=["gone", "external", "no selector", "deleting"],
+    ids=["gone", "external", "no selector"],
 )
 def test_slices_go_with_their_service(now: Object | None) -> None:
     slices: dict[str, Object] = {}
@@ -190,11 +189,56 @@ def test_a_service_of_the_same_name_takes_the_slices_over() -> None:
     )
 
 
-def test_a_reused_address_belongs_to_the_pod_that_serves() -> None:
+def test_pods_of_one_address_are_endpoints_of_their_own() -> None:
     old, new = running("old", "10.0.0.2", deleted=True, ready=False), running("new", "10.0.0.2")
     for pods in ((old, new), (new, old)):
-        (endpoint,) = only_slice(web(), *pods)["endpoints"]
-        assert endpoint["targetRef"]["name"] == "new" and endpoint["conditions"]["ready"]
+        found = only_slice(web(), *pods)["endpoints"]
+        assert [(e["targetRef"]["name"], e["conditions"]["ready"]) for e in found] == [("new", True), ("old", False)]
+        slices = {"s": stored({**only_slice(web(), *pods)}, uid="s")}
+        slices["s"]["metadata"]["name"] = "s"
+        assert reconcile(web(), *pods, slices=slices) == []
+        (write,) = reconcile(web(), new, slices=slices)
+        assert [e["targetRef"]["name"] for e in write.obj["endpoints"]] == ["new"]
+
+
+def test_a_service_that_waits_for_its_finalizer_goes_on_being_served() -> None:
+    waits = stored(web(), deletionTimestamp="2027-01-15T08:00:00Z", finalizers=["a.example/b"])
+    assert [e["addresses"] for e in only_slice(waits, running("a", "10.0.0.2"))["endpoints"]] == [["10.0.0.2"]]
+
+
+def test_labels_and_app_protocols_are_those_of_the_service() -> None:
+    ports = [{"name": "h", "port": 80, "appProtocol": "kubernetes.io/h2c"}, {"name": "g", "port": 81}]
+    mine = {"team": "a", es.MANAGED_BY: "me", es.HEADLESS: "", es.SERVICE_NAME: "other"}
+    made = only_slice({**web(ports=ports), "metadata": {**web()["metadata"], "labels": mine}}, running("a", "10.0.0.2"))
+    assert labels(made) == {"team": "a", es.MANAGED_BY: es.SELECTOR, es.SERVICE_NAME: "web"}
+    assert [p.get("appProtocol") for p in made["ports"]] == ["kubernetes.io/h2c", None]
+    slices = {name(made): stored(made)}
+    (write,) = reconcile(web(ports=ports), running("a", "10.0.0.2"), slices=slices)
+    assert write.verb == "update" and "team" not in labels(write.obj), "they follow"
+
+
+@pytest.mark.parametrize(
+    ("distribution", "hints"),
+    [
+        (None, None),
+        ("PreferClose", {"forZones": [{"name": "z1"}]}),
+        ("PreferSameZone", {"forZones": [{"name": "z1"}]}),
+        ("PreferSameNode", {"forZones": [{"name": "z1"}], "forNodes": [{"name": "n1"}]}),
+    ],
+)
+def test_traffic_distribution_gives_ready_endpoints_hints(distribution: str | None, hints: Object | None) -> None:
+    spec = {"trafficDistribution": distribution} if distribution else {}
+    where = node("n1", labels={es.ZONE: "z1"})
+    pods = running("a", "10.0.0.2"), running("b", "10.0.0.3", ready=False)
+    ready, unready = only_slice(web(**spec), where, *pods)["endpoints"]
+    assert ready.get("hints") == hints and "hints" not in unready
+
+
+def test_mirrors_have_the_labels_and_annotations_of_the_endpoints() -> None:
+    made = hand_made(SUBSET, labels={"team": "a"}, annotations={"a.example/b": "c", es.TRIGGER_TIME: "t"})
+    (write,) = mirror(stored(service()), made)
+    assert labels(write.obj)["team"] == "a" and write.obj["metadata"]["annotations"] == {"a.example/b": "c"}
+    assert mirror(stored(service()), made, stored(write.obj)) == []
 
 
 def test_hundreds_of_endpoints_and_one_change_writes_one_slice() -> None:
@@ -282,7 +326,7 @@ def test_hand_made_endpoints_are_mirrored() -> None:
         {"addresses": ["192.0.2.43"], "conditions": {"ready": False}},
     ]
     assert found["IPv4"]["ports"] == [{"name": "", "protocol": "TCP", "port": 9376}]
-    assert found["IPv6"]["endpoints"][0]["hostname"] == "h" and found["IPv6"]["ports"] == []
+    assert found["IPv6"]["endpoints"][0]["hostname"] == "h" and found["IPv6"]["ports"] is None
     assert labels(found["IPv4"])[es.MANAGED_BY] == es.MIRROR
     kept = [stored(c) for c in found.values()]
     assert (
