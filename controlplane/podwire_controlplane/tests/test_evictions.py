@@ -110,6 +110,21 @@ def test_dry_runs_wrong_names_and_preconditions_take_nothing() -> None:
     in_world(work)
 
 
+def test_who_may_not_delete_a_pod_takes_nothing_from_its_budget() -> None:
+    class Closed:
+        def deleted(self, _user: Any, resource: Any, obj: Object) -> None:
+            raise StatusError(403, "Forbidden", "not yours", resource=resource, name=obj["metadata"]["name"])
+
+    async def work(world: World) -> None:
+        await begin(world, 1)
+        world.objects.gate = Closed()  # type: ignore[assignment]  # one of its methods is asked
+        await refused(out(world, "p0"), 403, "not yours")
+        world.objects.gate = None
+        assert (await world.get("PodDisruptionBudget", "pdb"))["status"]["disruptionsAllowed"] == 1
+
+    in_world(work)
+
+
 # ---- the controller
 
 OWNER = stored(replica_set(replicas=4))
