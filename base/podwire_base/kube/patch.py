@@ -16,6 +16,7 @@ from .schema import Node
 JSON_PATCH = "application/json-patch+json"
 MERGE_PATCH = "application/merge-patch+json"
 STRATEGIC_PATCH = "application/strategic-merge-patch+json"
+APPLY_PATCH = "application/apply-patch+yaml"  # server-side apply: no patch of a document (KEP-555)
 TYPES = (STRATEGIC_PATCH, MERGE_PATCH, JSON_PATCH)
 
 # A copied value may not make the object larger than any request could: 3 MiB, as kube-apiserver's limit.

@@ -448,9 +448,10 @@ def warnings(path: str, spec: Object) -> list[str]:
     for n, secret in enumerate(spec.get("imagePullSecrets") or []):
         if not secret.get("name"):
             found.append(f'{path}.imagePullSecrets[{n}].name: invalid empty name ""')
+    ports: _Ports = {}
     for kind in ("initContainers", "containers"):
         for n, one in enumerate(spec.get(kind) or []):
-            found += _container_warnings(f"{path}.{kind}[{n}]", one)
+            found += _container_warnings(f"{path}.{kind}[{n}]", one, ports)
     return found
 
 
@@ -481,7 +482,26 @@ def _volume_warnings(path: str, one: Object) -> list[str]:
     return found
 
 
-def _container_warnings(path: str, one: Object) -> list[str]:
+_Ports = dict[tuple[Any, Any], list[tuple[str, Object]]]  # port and protocol -> where a pod has them
+
+
+def _port_warnings(path: str, port: Object, others: list[tuple[str, Object]]) -> list[str]:
+    """others: the same port and protocol elsewhere in the pod."""
+    found = []
+    host, address = port.get("hostPort") or 0, port.get("hostIP") or ""
+    for where, other in others:
+        their_host, their_address = other.get("hostPort") or 0, other.get("hostIP") or ""
+        if (host, address) == (their_host, their_address):
+            found.append(f"{path}: duplicate port definition with {where}")
+        elif not host or not their_host:
+            found.append(f"{path}: overlapping port definition with {where}")
+        elif host == their_host and bool(address) != bool(their_address):
+            found.append(f"{path}: dangerously ambiguous port definition with {where}")
+    return found
+
+
+def _container_warnings(path: str, one: Object, ports: _Ports) -> list[str]:
+    """ports: those of the pod's containers before this one; it gets this one's."""
     found: list[str] = []
     names: set[str] = set()
     for n, env in enumerate(one.get("env") or []):
@@ -491,12 +511,10 @@ def _container_warnings(path: str, one: Object) -> list[str]:
                 f'{path}.env[{n}]: hides previous definition of "{own}", which may be dropped when using apply'
             )
         names.add(own)
-    ports: dict[Any, int] = {}
     for n, port in enumerate(one.get("ports") or []):
-        key = (port.get("containerPort"), port.get("protocol"), port.get("hostPort") or 0, port.get("hostIP") or "")
-        if key in ports:
-            found.append(f"{path}.ports[{n}]: duplicate port definition with {path}.ports[{ports[key]}]")
-        ports.setdefault(key, n)
+        others = ports.setdefault((port.get("containerPort"), port.get("protocol")), [])
+        found += _port_warnings(f"{path}.ports[{n}]", port, others)
+        others.append((f"{path}.ports[{n}]", port))
         if port.get("hostIP") and not port.get("hostPort"):
             shown = f"Name:{port.get('name', '')} HostPort:0 ContainerPort:{port.get('containerPort')}"
             shown += f" Protocol:{port.get('protocol')} HostIP:{port['hostIP']}"

@@ -265,10 +265,33 @@ SOURCES: Mapping[str, Callable[[str, Object], Causes]] = {
 }
 
 
+_FIRST = (  # upstream's order: of two kinds, the later one is the wrong one
+    "emptyDir",
+    "hostPath",
+    "gitRepo",
+    "gcePersistentDisk",
+    "awsElasticBlockStore",
+    "secret",
+    "nfs",
+    "iscsi",
+    "glusterfs",
+    "flocker",
+    "persistentVolumeClaim",
+    "rbd",
+    "cinder",
+    "cephfs",
+    "quobyte",
+    "downwardAPI",
+    "fc",
+    "configMap",
+)
+_ORDER = (*_FIRST, *(kind for kind in SOURCES if kind not in _FIRST))
+
+
 def source(path: str, one: Object) -> Causes:
     """Exactly one kind of storage."""
     first = True
-    for kind in SOURCES:
+    for kind in _ORDER:
         if one.get(kind) is None:
             continue
         if not first:

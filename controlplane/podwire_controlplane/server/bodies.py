@@ -21,6 +21,7 @@ from .query import boolean, number
 MAX_BODY = 3 * 1024 * 1024
 BODY_SECONDS = 60.0
 MAX_GRACE = 10**9  # seconds
+MAX_MANAGER = 128  # bytes of a field manager's name
 _LONG_YAML = 4096  # bytes; more is parsed in a thread: a text of 3 MB takes seconds
 _REPEATS = 100_000  # values that aliases repeat
 _THREAD = ThreadPoolExecutor(1, "yaml")  # one: so the event loop has at least half of the time
@@ -138,6 +139,26 @@ def _invalid(kind: str, field: str, message: str, reason: str = "FieldValueNotSu
         causes=[errors.Cause(field, message, reason)],
         about=("meta.k8s.io", kind),
     )
+
+
+def manager_of(kind: str, query: Mapping[str, str], agent: str, apply: bool = False) -> str:
+    """Return the name of the field manager: the parameter fieldManager, else the client's name, which is the part of
+    its User-Agent before the first slash. kind: as of `write_mode`. An apply must name its manager, and only an apply
+    can be forced. Raises a StatusError 422.
+    """
+    name = query.get("fieldManager", "")
+    if apply and not name:
+        raise _invalid(kind, "fieldManager", "is required for apply patch", "FieldValueRequired")
+    if query.get("force") is not None and not apply and kind == "PatchOptions":
+        raise _invalid(kind, "force", "may not be specified for non-apply patch", "FieldValueForbidden")
+    if len(name.encode(errors="surrogateescape")) > MAX_MANAGER:
+        raise _invalid(kind, "fieldManager", f"may not be more than {MAX_MANAGER} bytes", "FieldValueTooLong")
+    if not name.isprintable():
+        raise _invalid(kind, "fieldManager", "should only contain printable characters", "FieldValueInvalid")
+    if name:
+        return name
+    client = "".join(filter(str.isprintable, agent.partition("/")[0]))
+    return client.encode(errors="replace")[:MAX_MANAGER].decode(errors="ignore") or "unknown"
 
 
 def write_mode(kind: str, query: Mapping[str, str]) -> tuple[bool, str]:

@@ -6,23 +6,23 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from aiohttp import web
 
-from podwire_base.kube import codec, errors
+from podwire_base.kube import codec
 from podwire_base.kube import patch as patches
 from podwire_base.kube.errors import StatusError
 from podwire_base.kube.meta import Object, name
 from podwire_base.kube.registry import Resource, of
-from podwire_base.kube.selectors import field_terms, selector_text
+from podwire_base.kube.selectors import field_terms
 from podwire_base.role import logs
 
 from .. import convert
-from ..custom import scale as custom_scale
+from ..apply.scale import scale_of
 from ..rbac.rules import Attributes
 from ..store.base import Item
-from ..strategies.base import dig
 from ..strategies.certificates import requested_by
 from . import answers, auth, bodies, deprecated, lists, media, streams
 from .accounts import Accounts
@@ -203,7 +203,7 @@ class Handlers:
             await reach(self.objects.store, wanted)
         _unserved(call)
         if call.scope.sub == "scale":
-            return self._made(call, _scale(await self.objects.get(call.scope), call.scope.resource))
+            return self._made(call, scale_of(call.scope.resource, await self.objects.get(call.scope)))
         return self._answer(call, wire(await self.objects.item(call.scope), call.scope.resource))
 
     async def _stream(self, call: Call) -> web.StreamResponse:
@@ -236,8 +236,7 @@ class Handlers:
         repeated: list[str] = []
         obj = await self._body(call, kind, repeated)
         options = _options(call, "CreateOptions", repeated)
-        if call.scope.resource.kind == "CertificateSigningRequest" and isinstance(obj, dict):
-            requested_by(obj, user_info(call.http, call.user))
+        _new(call, obj)
         return self._written(call, await self.objects.create(call.scope, obj, options))
 
     async def _review(self, call: Call, review: Review) -> web.StreamResponse:
@@ -288,31 +287,29 @@ class Handlers:
         if call.scope.sub == "finalize":
             return self._written(call, await self.objects.finalize(call.scope.name, obj))
         if call.scope.sub == "scale":
-            return await self._write_scale(call, obj, options)
+            return self._scaled(call, await self.objects.change_scale(call.scope, "", obj, options))
         return self._written(call, await self.objects.update(call.scope, obj, options))
 
     async def _patch(self, call: Call) -> web.StreamResponse:
         _unserved(call)
-        custom = call.scope.resource.custom is not None
-        kind = bodies.media_of(call.http, patches.TYPES[custom:])  # a custom kind has no strategic merge patch
-        options, repeated = _options(call, "PatchOptions"), list[str]()
-        body = await bodies.decode(await bodies.read(call.http), media.JSON, repeated=repeated)
+        custom = call.scope.resource.custom is not None  # a custom kind has no strategic merge patch
+        kind = bodies.media_of(call.http, (*patches.TYPES[custom:], patches.APPLY_PATCH))
+        applies = kind == patches.APPLY_PATCH
+        options, repeated = _options(call, "PatchOptions", apply=applies), list[str]()
+        form = media.YAML if applies else media.JSON
+        body = await bodies.decode(await bodies.read(call.http), form, repeated=repeated)
         options = replace(options, repeated=tuple(repeated))
         scope = call.scope
         if scope.sub == "scale":
-            scale = patches.apply(kind, _scale(await self.objects.get(scope), scope.resource), body)
-            return await self._write_scale(call, scale, options)
+            return self._scaled(call, await self.objects.change_scale(scope, kind, body, options))
+        if applies:
+            return self._written(call, await self.objects.apply(scope, body, options, partial(_new, call)))
         return self._written(call, await self.objects.patch(scope, kind, body, options))
 
-    async def _write_scale(self, call: Call, scale: Any, options: WriteOptions) -> web.StreamResponse:
-        spec = (scale.get("spec") or {}) if isinstance(scale, dict) else None
-        if not isinstance(spec, dict):
-            raise errors.bad_request("expected an autoscaling/v1 Scale with spec.replicas")
-        scope = call.scope
-        whole = Scope(scope.resource, scope.namespace, scope.name)
-        change = _scaling(scope.resource, scale, spec.get("replicas", 0))
-        written = await self.objects.patch(whole, patches.MERGE_PATCH, change, options)
-        return self._made(call, _scale(codec.decode(written.raw), scope.resource))
+    def _scaled(self, call: Call, written: Written) -> web.Response:
+        answer = self._made(call, codec.decode(written.raw))
+        answers.warn(answer, written.warnings)
+        return answer
 
     async def _delete_options(self, call: Call) -> Object:
         kind = bodies.media_of(call.http)
@@ -423,11 +420,20 @@ class Handlers:
         )
 
 
-def _options(call: Call, kind: str, repeated: Sequence[str] = ()) -> WriteOptions:
+def _new(call: Call, obj: Any) -> None:
+    """Write into an object that is about to be created what the request says of its sender."""
+    if call.scope.resource.kind == "CertificateSigningRequest" and isinstance(obj, dict):
+        requested_by(obj, user_info(call.http, call.user))
+
+
+def _options(call: Call, kind: str, repeated: Sequence[str] = (), apply: bool = False) -> WriteOptions:
     """Return the options of a write. kind: CreateOptions, UpdateOptions or PatchOptions. repeated: keys that the body
-    has twice.
+    has twice. apply: it is a server-side apply. Raises a StatusError 422.
     """
-    return WriteOptions(*bodies.write_mode(kind, call.query), tuple(repeated), call.user)
+    dry_run, validation = bodies.write_mode(kind, call.query)
+    manager = bodies.manager_of(kind, call.query, call.http.headers.get("User-Agent", ""), apply)
+    force = bool(boolean(call.query, "force"))
+    return WriteOptions(dry_run, validation, tuple(repeated), call.user, manager, force)
 
 
 def _attributes(verb: str, target: Target, query: dict[str, str]) -> Attributes:
@@ -466,32 +472,3 @@ def replace_view(call: Call) -> Call:
 
 def _stream_type(view: View) -> str:
     return media.JSON if view.form.media == media.JSON else f"{view.form.media};stream=watch"
-
-
-def _scaling(resource: Resource, scale: Any, replicas: Any) -> Object:
-    """Return the merge patch by which a Scale changes its object."""
-    if resource.custom is not None and resource.custom.scale:
-        return custom_scale.change(
-            resource.custom.scale, replicas, str(dig(scale, "metadata", "resourceVersion") or "")
-        )
-    return {"spec": {"replicas": replicas}}
-
-
-def _scale(obj: Object, resource: Resource) -> Object:
-    """Return the autoscaling/v1 Scale of a workload."""
-    if resource.custom is not None and resource.custom.scale:
-        return custom_scale.of(obj, resource.custom.scale)
-    meta, spec = obj["metadata"], obj["spec"]
-    selector = spec.get("selector") or {}
-    if obj.get("kind") == "ReplicationController":
-        selector = {"matchLabels": selector}
-    carried = ("name", "namespace", "uid", "resourceVersion", "creationTimestamp")
-    replicas = spec.get("replicas", 1)
-    status = {"replicas": (obj.get("status") or {}).get("replicas", 0), "selector": selector_text(selector)}
-    return {
-        "kind": "Scale",
-        "apiVersion": "autoscaling/v1",
-        "metadata": {k: meta[k] for k in carried if k in meta},
-        "spec": {"replicas": replicas} if replicas else {},
-        "status": {name: value for name, value in status.items() if value or name == "replicas"},
-    }

@@ -6,12 +6,11 @@ This module knows no HTTP. Objects are dicts, stored bytes are `Item`s, and ever
 from __future__ import annotations
 
 import contextlib
-import copy
 import random
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from podwire_base.kube import codec, errors
@@ -24,6 +23,7 @@ from podwire_base.kube.times import timestamp
 
 from .. import admission, convert, gotypes
 from ..allocators import ServiceAllocator
+from ..apply import managers, ownership, scale
 from ..rules.fields import invalid, not_supported, required
 from ..store.base import Conflict, Item, Store, StoredChange
 from ..strategies.base import Strategy
@@ -51,14 +51,16 @@ _IDENTITY = ("uid", "namespace", "name")  # left out by many clients; another va
 @dataclass(frozen=True, slots=True)
 class WriteOptions:
     """dry_run: check the request and answer, but store nothing. field_validation: Strict, Warn or Ignore (KEP-2885).
-    repeated: a text for each key that the body has twice.
-    user: who writes; None for the server itself.
+    repeated: a text for each key that the body has twice. user: who writes; None for the server itself. manager: who
+    owns the fields that are written. force: an apply takes fields that others own.
     """
 
     dry_run: bool = False
     field_validation: str = "Warn"
     repeated: tuple[str, ...] = ()
     user: User | None = None
+    manager: str = "podwire"
+    force: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +132,7 @@ class Objects:
         self.judges = Judges(store)
         self.care = Care(store, self.claims, clock)
         self.gate: Gate | None = None  # judges what users write; set by the application
+        self.owners = ownership.Owners(self.registry)
 
     async def start(self) -> None:
         await self.care.start()
@@ -169,11 +172,20 @@ class Objects:
             made, unknown = strategy_of(resource).decode(obj)
         except gotypes.BadType as err:
             raise errors.bad_request(f"{cannot}: {err}") from None
-        made["metadata"].pop("managedFields", None)
+        if isinstance(given := obj.get("metadata"), dict) and given.get("managedFields") == []:
+            made["metadata"]["managedFields"] = [{}]  # an empty list forgets all managers, none at all keeps them
         warnings = options.repeated + tuple(f'unknown field "{path}"' for path in unknown)
         if warnings and options.field_validation == "Strict":
             raise errors.bad_request(f"{cannot}: strict decoding error: {', '.join(warnings)}")
         return made, warnings if options.field_validation != "Ignore" else ()
+
+    def _reshape(self, resource: Resource, obj: Object) -> Object:
+        """Return an object as its type holds it, after changes of the server. managedFields need no second look."""
+        managed = obj["metadata"].pop("managedFields", None)
+        made, _ = self._shape(resource, obj, WriteOptions())
+        if managed:
+            made["metadata"]["managedFields"] = managed
+        return made
 
     def _claims(self, scope: Scope) -> Claims | None:
         return self.claims.get((scope.resource.group, scope.resource.kind)) if scope.sub != "status" else None
@@ -211,7 +223,7 @@ class Objects:
             causes = list(strategy.validate_update(obj, before))
         if causes:
             raise errors.invalid(resource, name(obj), causes)
-        return tuple(strategy.warnings(obj, before))
+        return tuple(strategy.warnings(obj, before)) if scope.sub != "status" else ()
 
     async def _check_namespace(self, scope: Scope) -> None:
         found = await self.store.get(_NAMESPACES.key("", scope.namespace))
@@ -241,7 +253,15 @@ class Objects:
                 found[kind] = [load(item) for item in items]
             plugin.change(obj, found)
 
-    async def _create(self, scope: Scope, obj: Object, options: WriteOptions, warnings: tuple[str, ...]) -> Written:
+    def _track(self, scope: Scope, before: Object | None, after: Object, options: WriteOptions) -> None:
+        """Keep the managedFields of an object that a create, an update or a patch has changed."""
+        manager, none = self.owners.of(scope.resource, scope.sub)
+        ownership.track(manager, none, before, after, options.manager, timestamp(self.clock()))
+
+    async def _create(
+        self, scope: Scope, obj: Object, options: WriteOptions, warnings: tuple[str, ...], tracked: bool = False
+    ) -> Written:
+        """tracked: the managedFields are right already."""
         resource, strategy = scope.resource, strategy_of(scope.resource)
         metadata = obj["metadata"]
         if resource.namespaced:
@@ -260,6 +280,8 @@ class Objects:
         if strategy.generation:
             metadata["generation"] = 1
         strategy.defaults(obj)
+        if not tracked:
+            self._track(scope, None, obj, options)
         await self._admit(scope, obj)
         if self.gate:
             self.gate.written(options.user, resource, "", obj, None)
@@ -274,7 +296,7 @@ class Objects:
                 self._held(scope, obj, None, options.dry_run),
                 await self.judges.counting(scope, obj, None, dry_run=options.dry_run),
             ):
-                obj, _ = self._shape(resource, obj, WriteOptions())
+                obj = self._reshape(resource, obj)
                 strategy.defaults(obj)  # again, as a store that decodes what it was given: what was decided has them
                 if options.dry_run:
                     if await self.store.get(scope.key):
@@ -329,18 +351,68 @@ class Objects:
             written = await self._modify(scope, change, options, ())
         return Written(written.raw, (*warnings, *written.warnings))
 
+    async def apply(
+        self, scope: Scope, body: Any, options: WriteOptions, prepare: Callable[[Object], None] = lambda obj: None
+    ) -> Written:
+        """Apply a configuration (server-side apply, KEP-555). It creates an object that is absent. prepare: changes an
+        object before it is created.
+        """
+        warnings: tuple[str, ...] = ()
+
+        def merged(before: Object | None) -> Object:
+            nonlocal warnings
+            (manager, none), now = self.owners.of(scope.resource, scope.sub), timestamp(self.clock())
+            after = ownership.applied(manager, none, before, body, options.manager, now, options.force)
+            try:
+                after, warnings = self._shape(scope.resource, after, options)
+            except StatusError as err:
+                if options.repeated and options.field_validation == "Strict":
+                    raise
+                raise StatusError(500, "", f"failed to convert the applied object: {err.message}") from None  # upstream
+            _check_name(scope, after)
+            if before is not None:
+                _guard(scope, before, after, uids=False)
+            return after
+
+        for _ in range(_RETRIES):
+            if scope.sub or await self.store.get(scope.key) is not None:
+                with told(lambda: warnings):
+                    written = await self._modify(scope, merged, options, (), tracked=True)
+                return Written(written.raw, (*warnings, *written.warnings))
+            if self.gate:
+                self.gate.may_create(options.user, scope.resource, scope.namespace, scope.name)
+            obj = merged(None)
+            prepare(obj)
+            if uid(obj):
+                why = f"uid mismatch: the provided object specified uid {uid(obj)}, and no existing object was found"
+                raise errors.conflict(scope.resource, scope.name, why)
+            with told(lambda: warnings):
+                try:
+                    return await self._create(replace(scope, name=""), obj, options, warnings, tracked=True)
+                except StatusError as err:
+                    if err.reason != "AlreadyExists":
+                        raise
+        raise errors.conflict(scope.resource, scope.name, "too many writers at once; try again")
+
     async def _modify(
-        self, scope: Scope, change: Callable[[Object], Object], options: WriteOptions, warnings: tuple[str, ...]
+        self,
+        scope: Scope,
+        change: Callable[[Object], Object],
+        options: WriteOptions,
+        warnings: tuple[str, ...],
+        tracked: bool = False,
     ) -> Written:
         """Read the object, change it, check it, and write it by compare-and-swap. Repeat if another client wrote the
-        object meanwhile and the change is unconditional.
+        object meanwhile and the change is unconditional. tracked: `change` keeps the managedFields itself.
         """
         resource, strategy = scope.resource, strategy_of(scope.resource)
         for _ in range(_RETRIES):
             item = await self.item(scope)
             before = convert.served(resource, load(item))
-            after = change(copy.deepcopy(before))
+            after = change(convert.served(resource, load(item)))  # decoding is faster than a deep copy
             strategy.defaults(after)
+            if not tracked:
+                self._track(scope, before, after, options)
             self._carry_over(scope, before, after)
             if self.gate:
                 self.gate.written(options.user, resource, scope.sub, after, before)
@@ -362,13 +434,13 @@ class Objects:
     ) -> Written:
         """Store what an update makes of an object, or remove it if nothing holds it any more. Raises Conflict."""
         resource, strategy = scope.resource, strategy_of(scope.resource)
-        after, _ = self._shape(resource, after, WriteOptions())
+        after = self._reshape(resource, after)
         strategy.defaults(after)
         if strategy.generation:
             risen = scope.sub != "status" and strategy.changed(after, before)
             after["metadata"]["generation"] = int(before["metadata"].get("generation", 1)) + risen
         value = codec.encode(convert.stored(resource, after))
-        if codec.decode(value) == codec.decode(item.value):
+        if _same(codec.decode(value), codec.decode(item.value)):
             return Written(wire(item, resource), heard)
         if options.dry_run:
             return Written(convert.served_bytes(resource, codec.with_revision(value, item.revision)), heard)
@@ -396,6 +468,28 @@ class Objects:
         elif scope.sub not in ("finalize", "binding"):
             strategy.prepare_update(after, before)
 
+    async def change_scale(self, scope: Scope, kind: str, body: Any, options: WriteOptions) -> Written:
+        """Write the subresource scale of an object, and return its Scale. kind: a type of patch, "" for a PUT."""
+        resource, where = scope.resource, scale.fields_of(scope.resource)
+        whole = Scope(resource, scope.namespace, scope.name)
+        body = body if kind else ownership.as_scale(body)
+
+        def change(before: Object) -> Object:
+            old, now = scale.scale_of(resource, before, empty=True), timestamp(self.clock())
+            managed = managers.decode(before["metadata"].get("managedFields"), known=True)
+            ownership.put(old, scale.to_scale(managed, where))
+            new = ownership.scaled(old, kind, body, options.manager, now, options.force)
+            if causes := scale.wrong(new):
+                raise errors.invalid(scale.SCALE, scope.name, causes)
+            _guard(whole, before, new)
+            after = scale.with_replicas(resource, before, new)
+            scaled = managers.decode(new["metadata"].get("managedFields"), known=True)
+            ownership.put(after, scale.to_object(managed, scaled, where, resource.api_version))
+            return after
+
+        written = await self._modify(whole, change, options, (), tracked=True)
+        return Written(codec.dumps(scale.scale_of(resource, codec.decode(written.raw))), written.warnings)
+
     async def bind(self, scope: Scope, binding: Any, options: WriteOptions) -> None:
         """Assign a pod to a node (the subresource pods/binding), once. scope: the pod."""
         made, _ = self._shape(of("Binding"), binding, options)
@@ -417,7 +511,7 @@ class Objects:
                 )
             return bound(before, made, now)
 
-        await self._modify(whole, change, options, ())
+        await self._modify(whole, change, options, (), tracked=True)
 
     # ---- deleting
 
@@ -523,6 +617,27 @@ def _guard(scope: Scope, before: Object, after: Object, uids: bool = True) -> No
         raise errors.conflict(scope.resource, scope.name)
     if uids and uid(after) not in ("", uid(before)):
         raise errors.conflict(scope.resource, scope.name, f"uid {uid(after)} is of an earlier object of this name")
+
+
+def _check_name(scope: Scope, obj: Object) -> None:
+    """Refuse an applied object that has another name or namespace than the URL, or none."""
+    if name(obj) != scope.name:
+        raise errors.bad_request(
+            f"the name of the object ({name(obj)}) does not match the name on the URL ({scope.name})"
+            if name(obj)
+            else f"the name of the object ({scope.name} based on URL) was undeterminable: name must be provided"
+        )
+    space = obj["metadata"].get("namespace")
+    if space and scope.namespace and space != scope.namespace:
+        raise errors.bad_request(
+            f"the namespace of the object ({space}) does not match the namespace on the request ({scope.namespace})"
+        )
+
+
+def _same(old: Object, new: Object) -> bool:
+    """Whether nothing changed but the times in managedFields. Both objects are the caller's own."""
+    before, after = (obj["metadata"].pop("managedFields", None) for obj in (old, new))
+    return old == new and managers.equal(before, after)
 
 
 def _finished(strategy: Strategy, obj: Object) -> bool:

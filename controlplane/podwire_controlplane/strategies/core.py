@@ -38,7 +38,13 @@ class Fixed(Counted):
 
 
 class SliceStrategy(Counted):
-    """EndpointSlice. The topology of endpoints is of an older version: it is kept as it was."""
+    """EndpointSlice. The topology of endpoints is of an older version: it is kept as it was. Labels say what the slice
+    is of, so a change of them counts, too.
+    """
+
+    def changed(self, obj: Object, before: Object) -> bool:
+        labels = (one["metadata"].get("labels") or {} for one in (obj, before))
+        return next(labels) != next(labels) or super().changed(obj, before)
 
     def prepare_create(self, obj: Object) -> None:
         for one in obj.get("endpoints") or []:

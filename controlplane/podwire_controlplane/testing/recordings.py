@@ -1,29 +1,23 @@
-"""Replays recorded answers of kube-apiserver 1.36.2 against a server, and says where they differ.
+"""Compares a server's answers with those that kube-apiserver 1.36.2 gave to the same requests (replay.py sends them).
 
-A record has `before` (requests to send first), `request`, `answer` and `after` (requests that clean up). What no two
-servers have in common is blanked on both sides: uids, times, versions, addresses and ports that nobody asked for.
-Messages are not compared; code, reason, the fields and types of causes, whether there are warnings, and objects are.
+What no two servers have in common is blanked on both sides: uids, times, versions, addresses and ports that nobody
+asked for. Messages are not compared, but for conflicts of server-side apply. There are three kinds of records:
+`replay` for one answer with an object, `replay_steps` for several in a row with their managedFields, and `shape` for
+what an answer looks like.
 """
 
 from __future__ import annotations
 
-import http.client
 import json
 import re
-import ssl
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 from podwire_base.kube.meta import Object
 
-TYPES = {
-    "merge": "application/merge-patch+json",
-    "json": "application/json-patch+json",
-    "strategic": "application/strategic-merge-patch+json",
-    "apply": "application/apply-patch+yaml",
-    "pb": "application/vnd.kubernetes.protobuf",
-}
+from .replay import Answer, Connection, Kept, keep, leaves, look
+
 # What controllers decide is left out of the comparison.
 _APPS = ("Deployment", "ReplicaSet", "StatefulSet", "DaemonSet", "Job", "CronJob", "ReplicationController")
 _WORKLOADS = (*_APPS, "Scale", "PodDisruptionBudget", "HorizontalPodAutoscaler")
@@ -36,64 +30,10 @@ def read(path: Path) -> list[Object]:
     return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
 
 
-class Connection:
-    """One kept connection to a server."""
-
-    def __init__(self, port: int, context: ssl.SSLContext, token: str) -> None:
-        self._link = http.client.HTTPSConnection("127.0.0.1", port, context=context, timeout=60)
-        self._token = token
-
-    def send(self, request: Object) -> tuple[int, list[str], Any]:
-        """Return (code, warnings, decoded body)."""
-        headers = {"Authorization": f"Bearer {self._token}", **request.get("headers", {})}
-        body = _body(request)
-        if body is not None and request.get("type") != "":
-            kind = request.get("type") or "application/json"
-            headers["Content-Type"] = TYPES.get(kind, kind)
-        target = request["path"] + (f"?{request['query']}" if request.get("query") else "")
-        self._link.request(request.get("method", "GET"), target, body, headers)
-        answer = self._link.getresponse()
-        raw = answer.read()
-        told = [text.split('"', 1)[-1].rsplit('"', 1)[0] for text in answer.headers.get_all("Warning") or []]
-        try:
-            return answer.status, told, json.loads(raw)
-        except ValueError:
-            return answer.status, told, None
-
-    def close(self) -> None:
-        self._link.close()
+# ---- what is left out
 
 
-def _body(request: Object) -> bytes | None:
-    if "body" in request:
-        return json.dumps(request["body"]).encode()
-    if "text" in request:
-        return str(request["text"]).encode()
-    if "hex" in request:
-        return bytes.fromhex(request["hex"])
-    if "big" in request:
-        return json.dumps({**request["big"]["body"], "data": {"a": "x" * request["big"]["n"]}}).encode()
-    if "bigAnnotation" in request:
-        metadata = {"name": "g1", "annotations": {"a": "x" * request["bigAnnotation"]}}
-        return json.dumps({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata}).encode()
-    if "repeat" in request:
-        row = request["repeat"]
-        return json.dumps({**row["body"], row["field"]: [row["item"]] * row["n"]}).encode()
-    return None
-
-
-def _leaves(value: Any) -> Iterator[Any]:
-    if isinstance(value, dict):
-        for inner in value.values():
-            yield from _leaves(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _leaves(inner)
-    elif value is not None and not isinstance(value, bool):
-        yield value
-
-
-def blank(value: Any, sent: set[Any], key: str = "", parent: str = "") -> Any:
+def blank(value: Any, sent: Collection[Any], key: str = "", parent: str = "") -> Any:
     """Return a value with everything blanked that the server made up. sent: all values of the requests."""
     if isinstance(value, dict):
         out = {k: blank(v, sent, k, key) for k, v in value.items() if k != "managedFields"}
@@ -109,7 +49,7 @@ def blank(value: Any, sent: set[Any], key: str = "", parent: str = "") -> Any:
     return _blank_text(value, sent, key, parent) if isinstance(value, str) else value
 
 
-def _blank_text(value: str, sent: set[Any], key: str, parent: str) -> str:
+def _blank_text(value: str, sent: Collection[Any], key: str, parent: str) -> str:
     if key == "resourceVersion" and (parent == "metadata" or value not in sent):
         return "<rv>"
     if key in ("creationTimestamp", "deletionTimestamp") and parent == "metadata" and value:
@@ -153,28 +93,28 @@ def differ(want: Any, got: Any, path: str = "") -> str:
     return "" if want == got and type(want) is type(got) else f"{path}: want {want!r:.120} got {got!r:.120}"
 
 
+# ---- one answer with an object
+
+
 def replay(link: Connection, record: Object) -> str:
     """Send the requests of one record, and return where the answer differs; "" if it agrees."""
-    sent: set[Any] = set()
-    for request in record.get("before") or []:
-        link.send(request)
-        sent |= set(_leaves(request.get("body")))
-    code, warnings, body = link.send(record["request"])
-    sent |= set(_leaves(record["request"].get("body"))) | set(_leaves(record.get("sent")))
-    for request in record.get("after") or []:
-        link.send(request)
-    return _compare(record["answer"], code, warnings, body, sent)
+    kept: Kept = {}
+    link.quietly(record.get("before"), kept)
+    answer = link.send(record["request"], kept)
+    link.quietly(record.get("after"), kept)
+    asked = [*(record.get("before") or []), record["request"]]
+    sent = {*leaves([request.get("body") for request in asked]), *leaves(record.get("sent"))}
+    return _compare(record["answer"], answer, sent)
 
 
-def _compare(want: Object, code: int, warnings: list[str], body: Any, sent: set[Any]) -> str:
+def _compare(want: Object, answer: Answer, sent: Collection[Any]) -> str:
+    code, body, warnings = answer.code, answer.json, answer.warnings
     if want["code"] != code:
         return f"code: want {want['code']} got {code} {body if code >= 400 else ''!s:.300}"
     failed = isinstance(body, dict) and body.get("kind") == "Status" and body.get("status") != "Success"
-    causes = (body.get("details") or {}).get("causes") or [] if failed else []
     if failed and (want.get("reason") or "") != (body.get("reason") or ""):
         return f"reason: want {want.get('reason')} got {body.get('reason')}"
-    ours = sorted((c.get("field", ""), c.get("reason", "")) for c in causes)
-    theirs = sorted((c["field"], c["type"]) for c in want.get("causes") or [])
+    ours, theirs = _causes(body, "reason") if failed else [], _causes({"details": want}, "type")
     if ours != theirs:
         return f"causes: want {theirs} got {ours}"
     if bool(want.get("warnings")) != bool(warnings):
@@ -182,3 +122,103 @@ def _compare(want: Object, code: int, warnings: list[str], body: Any, sent: set[
     if failed or not isinstance(body, dict):
         return ""
     return differ(_soft(want.get("object")), _soft(blank(body, sent)))
+
+
+def _causes(status: Object, reason: str) -> list[tuple[str, str, str]]:
+    rows = (status.get("details") or {}).get("causes") or []
+    return sorted(
+        (row.get("field", ""), row.get(reason, ""), row["message"] if row.get(reason) == "FieldManagerConflict" else "")
+        for row in rows
+    )
+
+
+# ---- steps of several managers
+
+
+def replay_steps(link: Connection, record: Object) -> str:
+    """Send the steps of one record, and return where the first answer differs; "" if all agree."""
+    kept: Kept = {}
+    sent, found = set[Any](), ""
+    link.quietly(record.get("before"), kept)
+    for n, step in enumerate(record["steps"]):
+        answer = link.send(step["request"], kept)
+        sent |= set(leaves(step["request"].get("body")))
+        keep(step["request"], answer, kept)
+        why = _compare(step["answer"], answer, sent) or _compare_managers(record, step["answer"], answer)
+        found = found or (why and f"step {n}: {why}")
+    link.quietly(record.get("after"), kept)
+    return found
+
+
+def _compare_managers(record: Object, want: Object, answer: Answer) -> str:
+    """Entries of managers that the record did not use are left out, and so are times."""
+
+    def entries(found: Any) -> list[Object]:
+        rows = [
+            {k: v for k, v in row.items() if k != "time"}
+            for row in found or []
+            if row.get("manager") in record["managers"]
+        ]
+        return sorted(rows, key=lambda row: [row.get(k, "") for k in ("manager", "operation", "subresource")])
+
+    theirs, ours = entries(want.get("managedFields")), entries(look(answer.json, "metadata.managedFields"))
+    return differ(theirs, ours, "managedFields") if answer.code < 400 else ""
+
+
+# ---- what an answer looks like
+
+
+def replay_shape(link: Connection, record: Object) -> list[str]:
+    """Send the requests of one record of the protocol, and return what differs, field by field."""
+    kept: Kept = {}
+    link.quietly(record.get("before"), kept)
+    answer = link.send(record["request"], kept)
+    link.quietly(record.get("after"), kept)
+    return list(_compare_shape(record["answer"], answer, kept))
+
+
+def _compare_shape(want: Object, answer: Answer, kept: Kept) -> Iterator[str]:
+    headers, raw, body = answer.headers, answer.raw, answer.json
+    media = (headers.get("Content-Type") or "").replace(" ", "").replace(";charset=utf-8", "")
+    got: Object = {"code": answer.code, "media": media}
+    if isinstance(body, dict):
+        got |= {"kind": body.get("kind"), "apiVersion": body.get("apiVersion"), "reason": body.get("reason", "")}
+        got |= _list_of(body)
+        rows = ((body.get("details") or {}).get("causes") or []) if body.get("kind") == "Status" else []
+        got["causes"] = sorted((row.get("field", ""), row.get("reason", "")) for row in rows)
+        version = str(look(body, "metadata.resourceVersion") or "")
+        if version.isdigit() and str(kept.get("rv", "")).isdigit():
+            got["rv"] = "=" if int(version) == int(kept["rv"]) else ">" if int(version) > int(kept["rv"]) else "<"
+        got["look"] = {path: _looked(body, path) for path in want.get("look") or ()}
+    elif answer.code < 400:
+        got["starts"] = (
+            raw[:12].decode(errors="replace") if raw[:1].isalpha() and raw[:4] != b"k8s\0" else raw[:4].hex()
+        )
+    got["heads"] = {name: name in headers for name in want.get("heads") or ()}
+    for field in ("code", "media", "kind", "apiVersion", "reason", "names", "continue", "remaining", "rv", "starts"):
+        if want.get(field) not in (None, "", got.get(field)):
+            yield f"{field}: want {want[field]!r}, got {got.get(field)!r}"
+    if sorted((c["field"], c["type"]) for c in want.get("causes") or []) != got.get("causes", []):
+        yield f"causes: want {want.get('causes')}, got {got.get('causes')}"
+    for field in ("look", "heads"):
+        if (want.get(field) or {}) != got.get(field, {}):
+            yield f"{field}: want {want.get(field)}, got {got.get(field)}"
+
+
+def _list_of(body: Object) -> Object:
+    if not isinstance(body.get("items"), list) or not str(body.get("kind")).endswith("List"):
+        return {}
+    return {
+        "names": [look(item, "metadata.name") for item in body["items"]],
+        "continue": bool(look(body, "metadata.continue")),
+        "remaining": look(body, "metadata.remainingItemCount"),
+    }
+
+
+def _looked(body: Any, path: str) -> Any:
+    """!path: not blanked; #path: how many; ?path: is it there."""
+    mark = path[0] if path[0] in "!#?" else ""
+    found = look(body if mark else blank(body, ()), path.lstrip("!#?"))
+    if mark == "#":
+        return None if found is None else len(found)
+    return found is not None if mark == "?" else found

@@ -15,7 +15,8 @@ from podwire_controlplane.allocators import service_ranges
 from podwire_controlplane.server import servicecidrs
 
 from ..testing.builders import World
-from ..testing.recordings import Connection, read, replay
+from ..testing.recordings import read, replay
+from ..testing.replay import Connection
 from ..testing.servers import AUTHORITY, Server
 from .test_objects import refused
 from .test_services import in_both

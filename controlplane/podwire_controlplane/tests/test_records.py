@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from ..testing.replay import Replayer
+from ..testing.recordings import replay_shape
+from ..testing.replay import Connection
 from ..testing.servers import AUTHORITY, Server
 from ..testing.widgets import CRDS, definition
 
@@ -38,10 +39,6 @@ GROUPS = (
 # records that differ, and why
 DIFFERS = {
     "list-027": "the history is younger than five minutes, so nothing is compacted",
-    **dict.fromkeys(
-        ("write-025", "write-033", "write-035", "write-038", "write-039", "write-040"),
-        "server-side apply and its tracking of managers are not there yet",
-    ),
     "verb-014": "aiohttp's parser refuses methods that it does not know, with 400",
 }
 UNSERVED = ("/bindings", "/binding")  # what needs them
@@ -60,19 +57,19 @@ RECORDS = _records()
 
 
 @pytest.fixture(scope="module")
-def replayer() -> Iterator[Replayer]:
+def link() -> Iterator[Connection]:
     with Server() as server:
         for space in ("team-a", "team-b", "team-p"):
             server.good("POST", "/api/v1/namespaces", {"metadata": {"name": space}})
             server.good("POST", f"/api/v1/namespaces/{space}/serviceaccounts", {"metadata": {"name": "default"}})
         server.good("POST", CRDS, definition())
-        client = Replayer(server.port, ssl.create_default_context(cadata=AUTHORITY.certificate), "admin-token")
+        client = Connection(server.port, ssl.create_default_context(cadata=AUTHORITY.certificate), "admin-token")
         yield client
         client.close()
 
 
 @pytest.mark.parametrize("group", GROUPS)
-def test_answers_are_those_of_kube_apiserver(replayer: Replayer, group: str) -> None:
+def test_answers_are_those_of_kube_apiserver(link: Connection, group: str) -> None:
     assert RECORDS[group]
-    wrong = {r["id"]: found for r in RECORDS[group] if (found := replayer.differences(r))}
+    wrong = {r["id"]: found for r in RECORDS[group] if (found := replay_shape(link, r))}
     assert {own: why for own, why in wrong.items() if own not in DIFFERS} == {}
