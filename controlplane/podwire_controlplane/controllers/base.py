@@ -21,8 +21,8 @@ class Write:
     """One write to the API. kind: the object's kind. obj: the whole object (create, update, finalize), a merge patch
     (patch, status), DeleteOptions (delete) or the fields of a Binding (bind).
 
-    unless: (kind, namespace, name, uid) of objects. The driver drops the write if the API (not the cache) has one of
-    these objects.
+    unless: (kind, namespace, name, uid) of objects; kind is "apiVersion:Kind" for a custom kind. The driver drops the
+    write if the API (not the cache) has one of these objects.
     """
 
     verb: Verb

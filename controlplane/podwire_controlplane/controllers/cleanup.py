@@ -4,22 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from podwire_base.kube.events import event
 from podwire_base.kube.meta import Object, deleting, key, name, namespace, uid
-from podwire_base.kube.registry import BUILTIN
+from podwire_base.kube.registry import BUILTIN, of
 
 from .base import Controller, Keys, Snapshot, Write
 
 KINDS = tuple(r.kind for r in BUILTIN.stored if r.namespaced)
-_OWNERS = ("Service", "Endpoints", "Deployment", "ReplicaSet", "Node", "Pod")
+_NO_OWNERS = ("Event", "Lease")  # they come and go all the time, and nothing is theirs
+_ASK_SECONDS = 20.0  # between two looks for owners of kinds without an informer
 
 
 def _address(obj: Object) -> str:
     return f"{obj['kind']}:{key(obj)}"
 
 
-def reconcile_gc(wanted: str, snapshot: Snapshot, _now: float) -> list[Write]:
-    """Delete an object when none of its owners exists. The uid identifies an owner, so a new object of the same name is
-    a different owner.
+def reconcile_gc(wanted: str, snapshot: Snapshot, now: float) -> list[Write]:
+    """Delete an object when none of its owners exists, and take away the references to those of them that do not. The
+    uid identifies an owner, so a new object of the same name is a different owner. An owner of a kind without an
+    informer counts as absent here; the driver asks the API before it does the write.
     """
     kind, _, own = wanted.partition(":")
     obj = snapshot.get(kind, own) if kind in snapshot.kinds else None
@@ -28,34 +31,85 @@ def reconcile_gc(wanted: str, snapshot: Snapshot, _now: float) -> list[Write]:
     refs = obj["metadata"].get("ownerReferences") or [] if obj else []
     if obj is None or not refs:
         return []
-    owners: list[tuple[str, str, str, str]] = []
-    for ref in refs:
-        if ref.get("kind") not in _OWNERS:
-            return []  # a kind without an informer: the owner may exist
-        space = "" if ref["kind"] == "Node" else namespace(obj)
-        owner = snapshot.get(ref["kind"], f"{space}/{ref['name']}".strip("/"))
-        if owner is not None and uid(owner) == ref.get("uid"):
-            return []
-        owners.append((ref["kind"], space, ref["name"], str(ref.get("uid"))))
-    return [
-        Write(
-            "delete",
-            kind,
-            namespace(obj),
-            name(obj),
-            {"preconditions": {"uid": uid(obj)}},
-            "its owner is gone",
-            unless=tuple(owners),
-        )
-    ]
+    absent = [ref for ref in refs if _owner(ref, obj, snapshot) is None]
+    if not absent:
+        return []
+    sought = tuple(_sought(ref, obj) for ref in absent)
+    if len(absent) < len(refs):
+        if any(not _known(ref, snapshot) for ref in absent):
+            return []  # perhaps one of them exists: nothing hangs on it, because another owner does
+        return [_without(kind, obj, absent, sought)]
+    gone = {"preconditions": {"uid": uid(obj)}}
+    told = [_elsewhere(kind, obj, ref, now) for ref in absent if _lives_elsewhere(ref, obj, snapshot)]
+    return [*told, Write("delete", kind, namespace(obj), name(obj), gone, "its owner is gone", unless=sought)]
+
+
+def _known(ref: Object, snapshot: Snapshot) -> bool:
+    """Whether the caches have the objects of an owner's kind."""
+    row = BUILTIN.by_kind.get((str(ref.get("apiVersion")), str(ref.get("kind"))))
+    return row is not None and row.kind in snapshot.kinds
+
+
+def _space(ref: Object, obj: Object) -> str:
+    """Return the namespace of an owner: that of its dependent, or none if its kind has none."""
+    row = BUILTIN.by_kind.get((str(ref.get("apiVersion")), str(ref.get("kind"))))
+    return namespace(obj) if row is None or row.namespaced else ""
+
+
+def _sought(ref: Object, obj: Object) -> tuple[str, str, str, str]:
+    row = BUILTIN.by_kind.get((str(ref.get("apiVersion")), str(ref.get("kind"))))
+    kind = row.kind if row else f"{ref.get('apiVersion')}:{ref.get('kind')}"
+    return kind, _space(ref, obj), str(ref.get("name")), str(ref.get("uid"))
+
+
+def _owner(ref: Object, obj: Object, snapshot: Snapshot) -> Object | None:
+    if not _known(ref, snapshot):
+        return None
+    found = snapshot.get(ref["kind"], f"{_space(ref, obj)}/{ref.get('name')}".strip("/"))
+    return found if found is not None and uid(found) == ref.get("uid") else None
+
+
+def _lives_elsewhere(ref: Object, obj: Object, snapshot: Snapshot) -> bool:
+    """Whether an owner exists in another namespace, where it owns nothing of this one."""
+    return _known(ref, snapshot) and any(
+        uid(other) == ref.get("uid") and namespace(other) != namespace(obj) for other in snapshot.list(ref["kind"])
+    )
+
+
+def _elsewhere(kind: str, obj: Object, ref: Object, now: float) -> Write:
+    where = f"{ref.get('apiVersion')}/{ref['kind']}, namespace: {namespace(obj)}, name: {ref.get('name')}"
+    text = f'ownerRef [{where}, uid: {ref.get("uid")}] does not exist in namespace "{namespace(obj)}"'
+    about = {
+        "apiVersion": of(kind).api_version,
+        "kind": kind,
+        "namespace": namespace(obj),
+        "name": name(obj),
+        "uid": uid(obj),
+    }
+    suffix = f"ownerref-{uid(obj)[:8]}"  # one Event for each object
+    told = event(about, "OwnerRefInvalidNamespace", text, now, component="garbage-collector-controller", suffix=suffix)
+    return Write("create", "Event", namespace(obj), "", told, text)
+
+
+def _without(kind: str, obj: Object, refs: list[Object], unless: tuple[tuple[str, str, str, str], ...] = ()) -> Write:
+    """Take references to owners away from an object, if it is still as it was seen."""
+    left = [ref for ref in obj["metadata"]["ownerReferences"] if ref not in refs]
+    metadata: Object = {"uid": uid(obj), "ownerReferences": left or None}
+    if version := obj["metadata"].get("resourceVersion"):
+        metadata["resourceVersion"] = version
+    return Write("patch", kind, namespace(obj), name(obj), {"metadata": metadata}, "orphaned", unless=unless)
 
 
 def _owned(obj: Object, snapshot: Snapshot) -> Iterator[Object]:
     """Yield every object that names `obj` as an owner."""
-    for kind in KINDS if obj["kind"] in _OWNERS else ():
+    for kind in KINDS if obj["kind"] not in _NO_OWNERS else ():
         for other in snapshot.list(kind, namespace(obj) or None):
-            if any(r.get("uid") == uid(obj) for r in other["metadata"].get("ownerReferences") or []):
+            if _refs(other, obj):
                 yield other
+
+
+def _refs(obj: Object, owner: Object) -> list[Object]:
+    return [ref for ref in obj["metadata"].get("ownerReferences") or [] if ref.get("uid") == uid(owner)]
 
 
 def _propagate(kind: str, obj: Object, snapshot: Snapshot) -> list[Write]:
@@ -67,33 +121,12 @@ def _propagate(kind: str, obj: Object, snapshot: Snapshot) -> list[Write]:
     held = obj["metadata"].get("finalizers") or []
     changes: list[Write] = []
     if "orphan" in held:
-        for other in _owned(obj, snapshot):
-            left = [r for r in other["metadata"]["ownerReferences"] if r.get("uid") != uid(obj)]
-            changes.append(
-                Write(
-                    "patch",
-                    other["kind"],
-                    namespace(other),
-                    name(other),
-                    {"metadata": {"uid": uid(other), "ownerReferences": left}},
-                    "orphaned",
-                )
-            )
+        changes = [_without(other["kind"], other, _refs(other, obj)) for other in _owned(obj, snapshot)]
     elif "foregroundDeletion" in held:
         waiting = list(_owned(obj, snapshot))
-        if waiting:
-            return [
-                Write(
-                    "delete",
-                    o["kind"],
-                    namespace(o),
-                    name(o),
-                    {"preconditions": {"uid": uid(o)}, "propagationPolicy": "Foreground"},
-                    "its owner is being deleted",
-                )
-                for o in waiting
-                if not deleting(o)
-            ]
+        steps = [_end(other, obj, snapshot) for other in waiting if not deleting(other)]
+        if steps or any(ref.get("blockOwnerDeletion") for other in waiting for ref in _refs(other, obj)):
+            return steps
     else:
         return []
     rest = [f for f in held if f not in ("orphan", "foregroundDeletion")]
@@ -108,6 +141,22 @@ def _propagate(kind: str, obj: Object, snapshot: Snapshot) -> list[Write]:
             "dependents are done",
         ),
     ]
+
+
+def _end(other: Object, owner: Object, snapshot: Snapshot) -> Write:
+    """What a foreground deletion does with a dependent: one with another owner that stays loses the reference only."""
+    others = [ref for ref in other["metadata"]["ownerReferences"] if ref.get("uid") != uid(owner)]
+    if any((found := _owner(ref, other, snapshot)) is not None and not deleting(found) for ref in others):
+        return _without(other["kind"], other, _refs(other, owner))
+    options = {"preconditions": {"uid": uid(other)}, "propagationPolicy": "Foreground"}
+    return Write("delete", other["kind"], namespace(other), name(other), options, "its owner is being deleted")
+
+
+def _asked(obj: Object, snapshot: Snapshot) -> Keys:
+    """Yield the key of an object whose owners the caches do not know: the end of such an owner makes no event here."""
+    refs = obj["metadata"].get("ownerReferences") or []
+    if any(not _known(ref, snapshot) for ref in refs):
+        yield _address(obj)
 
 
 def _dependents(obj: Object, snapshot: Snapshot) -> Keys:
@@ -144,6 +193,7 @@ def _its_namespace(obj: Object, snapshot: Snapshot) -> Keys:
 
 CONTROLLERS = (
     Controller("garbagecollector", dict.fromkeys((*KINDS, "Node"), _dependents), reconcile_gc),
+    Controller("ownerlookup", dict.fromkeys(KINDS, _asked), reconcile_gc, resync=_ASK_SECONDS),
     Controller(
         "namespace",
         {"Namespace": lambda obj, _: (name(obj),), **dict.fromkeys(KINDS, _its_namespace)},

@@ -100,12 +100,30 @@ class Driver:
         """Whether the API has an object of `change.unless`. An owner may be newer than the caches."""
         for kind, space, name, wanted in change.unless:
             try:
-                if uid(await self.api.get(of(kind).path(space, name))) == wanted:
+                path = await self._path(kind, space, name)
+                if path is None or uid(await self.api.get(path)) == wanted:
                     return True
             except Refused as err:
                 if err.code != 404:
                     raise
         return False
+
+    async def _path(self, kind: str, space: str, name: str) -> str | None:
+        """Return the path of an object. kind: "apiVersion:Kind" for a custom kind. None if nobody serves the kind."""
+        version, custom, kind = kind.rpartition(":")
+        if not custom:
+            return of(kind).path(space, name)
+        try:
+            rows = (await self.api.get(f"/apis/{version}"))["resources"]
+        except Refused as err:
+            if err.code != 404:
+                raise
+            return None
+        row = next((r for r in rows if r["kind"] == kind and "/" not in r["name"]), None)
+        if row is None:
+            return None
+        middle = f"namespaces/{space}/" if row["namespaced"] else ""
+        return f"/apis/{version}/{middle}{row['name']}/{name}"
 
     async def _apply(self, change: Write) -> None:
         if await self._forbidden(change):

@@ -333,3 +333,27 @@ def test_the_one_object_that_matters_is_all_that_is_asked_for() -> None:
     )
     assert asked(narrow, wide) == ("/api/v1/configmaps", {})
     assert seen == ["bare"] * 3
+
+
+def test_owners_of_kinds_without_informer_are_looked_for_in_the_api() -> None:
+    """A Node's cluster-scoped neighbours and custom kinds have no informer here."""
+
+    async def work(cluster: Cluster) -> None:
+        maps, classes = "/api/v1/namespaces/default/configmaps", "/apis/scheduling.k8s.io/v1/priorityclasses"
+        owner = await cluster.api.create(classes, {"metadata": {"name": "high"}, "value": 7})
+        fresh = Driver(cluster.api, cleanup.CONTROLLERS)
+        for own, ref in (
+            ("kept", {"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "uid": owner["metadata"]["uid"]}),
+            ("lost", {"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "uid": "of-nobody"}),
+            ("unknown", {"apiVersion": "nobody.example/v1", "kind": "Widget", "uid": "u"}),
+        ):
+            made = {"metadata": {"name": own, "ownerReferences": [{**ref, "name": "high"}]}}
+            fresh.informers["ConfigMap"].reflector.wrote(await cluster.api.create(maps, made))
+            for change in cleanup.reconcile_gc(f"ConfigMap:default/{own}", fresh.snapshot, 0.0):
+                try:
+                    await fresh._apply(change)
+                except Refused as err:
+                    assert err.code == 404, "the cluster's own collector was faster"
+        assert {name(m) for m in await cluster.items(maps)} == {"kept", "unknown"}
+
+    in_cluster(work)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from podwire_base.kube.meta import Object
+from podwire_base.kube.meta import Object, uid
 from podwire_base.testing.builders import NOW, deployment, meta, node, pod, replica_set, running, service, stored
 from podwire_controlplane.controllers import cleanup, nodes
 from podwire_controlplane.controllers.base import Write, owner_reference
@@ -219,12 +219,50 @@ def test_garbage_is_what_has_no_owner_left() -> None:
     )
     other = stored(service())
     shared = stored(replica_set("child"), ownerReferences=[owner_reference(owner), owner_reference(other)])
-    assert collect(shared, other) == [] and len(collect(shared)) == 1
+    (less,) = collect(shared, other)
+    assert less.verb == "patch" and [r["uid"] for r in less.obj["metadata"]["ownerReferences"]] == [uid(other)]
+    assert [w.verb for w in collect(shared)] == ["delete"]
     foreign = stored(
         replica_set("child"), ownerReferences=[{"kind": "Widget", "name": "w", "uid": "u", "apiVersion": "x/v1"}]
     )
-    assert collect(foreign) == [], "owners of unwatched kinds are unknown"
+    (write,) = collect(foreign)
+    assert write.unless == (("x/v1:Widget", "default", "w", "u"),), "the driver asks the API for what no cache knows"
     assert collect(stored(child, deletionTimestamp="2027-01-15T08:00:00Z")) == []
+
+
+def test_an_owner_in_another_namespace_is_none_and_an_event_says_so() -> None:
+    owner = stored({**deployment(), "metadata": {"name": "web", "namespace": "other"}}, uid="u")
+    child = stored(replica_set("child"), ownerReferences=[{**owner_reference(owner), "uid": "u"}])
+    told, gone = cleanup.reconcile_gc("ReplicaSet:default/child", snapshot(owner, child), NOW)
+    assert (told.kind, told.obj["reason"]) == ("Event", "OwnerRefInvalidNamespace")
+    assert 'does not exist in namespace "default"' in told.obj["message"] and gone.verb == "delete"
+
+
+@pytest.mark.parametrize("kind", ["ConfigMap", "StatefulSet", "ServiceAccount", "Job"])
+def test_objects_of_every_kind_can_be_owners(kind: str) -> None:
+    version = {"ConfigMap": "v1", "ServiceAccount": "v1", "StatefulSet": "apps/v1", "Job": "batch/v1"}[kind]
+    owner = stored({"apiVersion": version, "kind": kind, "metadata": {"name": "o", "namespace": "default"}})
+    child = stored(replica_set("child"), ownerReferences=[owner_reference(owner)])
+    assert cleanup.reconcile_gc("ReplicaSet:default/child", snapshot(owner, child), NOW) == []
+    (write,) = cleanup.reconcile_gc("ReplicaSet:default/child", snapshot(child), NOW)
+    assert write.unless == ((kind, "default", "o", uid(owner)),)
+    assert f"{kind}:default/o" in list(cleanup.CONTROLLERS[0].watches["ReplicaSet"](child, snapshot(owner, child)))
+
+
+def test_a_foreground_deletion_waits_for_those_that_block_and_leaves_those_of_others() -> None:
+    owner = stored(deployment(), deletionTimestamp="2027-01-15T08:00:00Z", finalizers=["foregroundDeletion"])
+    other, blocks = stored(service("other")), stored(replica_set("blocks"), ownerReferences=[owner_reference(owner)])
+    shared = stored(replica_set("shared"), ownerReferences=[owner_reference(owner), owner_reference(other)])
+
+    def steps(*objects: Object) -> list[tuple[str, str]]:
+        found = cleanup.reconcile_gc("Deployment:default/web", snapshot(owner, other, *objects), NOW)
+        return sorted((w.verb, w.name) for w in found)
+
+    assert steps(blocks, shared) == [("delete", "blocks"), ("patch", "shared")]
+    going = stored(blocks, deletionTimestamp="2027-01-15T08:00:01Z")
+    assert steps(going) == [], "it waits"
+    going["metadata"]["ownerReferences"][0]["blockOwnerDeletion"] = False
+    assert steps(going) == [("patch", "web")]
 
 
 def test_an_owners_end_touches_its_dependents() -> None:
