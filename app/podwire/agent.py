@@ -180,6 +180,12 @@ def _dns_server(config: AgentConfig) -> None:
     run(dns_config(config))  # type: ignore[arg-type]  # as above
 
 
+def _policy(config: AgentConfig) -> None:
+    from podwire_policy.main import PolicyConfig, run
+
+    run(PolicyConfig(config.node_name, config.kubeconfig, config.run_dir))
+
+
 def _text(path: str) -> str:
     try:
         return Path(path).read_text()
@@ -240,6 +246,7 @@ def roles(config: AgentConfig) -> list[Role]:
     """Return the node's roles, in the order in which they start."""
     rows = [(name, work) for role, name, work in _TABLE if role in config.roles]
     if config.pods:
+        rows.insert(0, ("policy", _policy))  # before wiring, whose ADDs ask it
         rows.append(("node", _node))  # it publishes the state of the roles as conditions of its Node
     elif "wiring" not in config.left:  # else the other agent tells of this one's roles too
         rows.append(("status", _status))

@@ -12,9 +12,10 @@ from podwire_base.kernel.nft import socket as nft_socket
 from podwire_base.role import layout
 from podwire_cni import nodetable, tablesets, tunneltable
 from podwire_cni.ipam.store import Busy, DirStore
+from podwire_policy import apply as policy
 from podwire_proxy import backends
 
-STATUS = ("identity",)  # roles that the version before does not have: nobody would renew their status
+STATUS = ("identity", "policy")  # roles that the version before does not have: nobody would renew their status
 
 
 class AgentRuns(Exception):
@@ -42,6 +43,7 @@ def downgrade(run_dir: Path) -> Iterator[str]:
         conn.commit(undo)
     yield from (f"table {table.family} {table.name}" for table in later)
     yield from (f"chain {chain.table.family} {chain.table.name} {chain.name}" for chain in marks)
+    yield from policy.cleanup()  # the version before does not follow it: new pods would be isolated
     yield from backends.downgrade()
     for role in STATUS:
         if (path := run_dir / "status" / f"{role}.json").exists():

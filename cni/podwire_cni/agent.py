@@ -25,7 +25,7 @@ from podwire_base.kube.client.informer import Informer
 from podwire_base.kube.client.reflector import Event
 from podwire_base.kube.errors import ApiError
 from podwire_base.kube.meta import Object
-from podwire_base.role import beat, files, hostports, layout, logs, podspaces
+from podwire_base.role import asking, beat, files, hostports, layout, logs, podspaces
 from podwire_base.role.run import main, stop_event
 from podwire_base.role.status import RoleStatus
 
@@ -140,6 +140,7 @@ class Agent:
             boot_id(),
             waiting_for=f"Node {config.node_name} has no spec.podCIDR yet",
             networks=self.networks,
+            asker=asking.Asker(config.run_dir),
         )
         self.care = PodCare(self.plugin, config.node_name, config.sockets)
         on_machine = config.host_managers and managerfiles.on_the_machine()

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Protocol
 
 from podwire_base.role import logs
+from podwire_base.role.asking import Asker
 from podwire_base.role.hostports import HostPort
+from podwire_base.role.judging import Asked
 from podwire_base.role.podspaces import PodSpace
 
 from .errors import CNIError, ErrorCode
@@ -75,6 +77,7 @@ class Attachments:
     boot_id: str
     waiting_for: str = "the Node has no spec.podCIDR yet"
     networks: Networks | None = None
+    asker: Asker | None = None  # has the policy role judge pods
     _locks: KeyedLock = field(default_factory=KeyedLock)
     _leases: threading.Lock = field(default_factory=threading.Lock)
     _doubts: Doubts = field(default_factory=Doubts)
@@ -368,5 +371,7 @@ class Attachments:
                 log.warn("elements of a pod not removed", container=owner.container_id, error=str(err))
 
         self.kernel.remove(ops, unruled if ours else None)
+        if ours and self.asker and self.asker.there():
+            self.asker.ask(Asked("DEL", owner.container_id, held[0].pod, held[0].pod_uid))
         with self._leases:
             self.allocator.release(owner)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from podwire_base.role import logs
+from podwire_base.role.judging import Asked
 
 from .attachments import Attachments
 from .conflist import NAME
@@ -81,6 +82,11 @@ class Plugin(Attachments):
             except BaseException:
                 self._detach(call.attachment)
                 raise
+        if self.asker and self.asker.there() and not conf.bridge:  # the pods of further bridges are no policy's
+            ips = tuple(str(lease.address) for lease, _ in taken)
+            uid = call.args.get("K8S_POD_UID", "")
+            if why := self.asker.ask(Asked("ADD", call.attachment.container_id, call.pod, uid, ips)):
+                log.warn("the pod is isolated until it is judged", pod=call.pod, why=why)
         if not conf.plain and (cut := conf.bandwidth.cut()):
             log.warn("burst", container=call.attachment.container_id, pod=call.pod, change=cut)
         return pod.text()

@@ -6,4 +6,5 @@ ROLES = {
     "dns-feeder": "PodwireDnsFeeder",
     "dns": "PodwireDns",
     "lb": "PodwireLoadBalancer",
+    "policy": "PodwirePolicy",
 }

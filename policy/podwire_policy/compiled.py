@@ -22,8 +22,8 @@ class Judged(NamedTuple):
 
 @dataclass(slots=True)
 class Compiled:
-    """addresses: those of this node's pods that a policy isolates. selected: the members of every selector that a step
-    names.
+    """addresses: those of this node's pods, also of pods that no policy isolates. selected: the members of every
+    selector that a step names.
     """
 
     addresses: dict[str, Judged] = field(default_factory=dict)

@@ -118,8 +118,6 @@ class Compiler:
                 group(policies, "ingress", own, self._number),
                 group(policies, "egress", own, self._number),
             )
-        if made[alike] == (None, None):
-            return {}
         return {ip: Judged(key, *made[alike]) for ip in self.members.addresses(pod)}
 
     def _number(self, selector: Pods, named: Named) -> tuple[int, ...]:

@@ -58,15 +58,15 @@ def trimmed(obj: Object) -> Object:
     return made
 
 
-def pod(obj: Object) -> Pod | None:
+def pod(obj: Object, given: tuple[str, ...] | None = None) -> Pod | None:
     """Returns the pod; None if no policy can be about it: it has no address, has ended, or is on the host's network.
-    Raises ValueError if the object is malformed.
+    given: its addresses, where they are known before the object says so. Raises ValueError if the object is malformed.
     """
     if problem := misshapen(obj, POD_SHAPE):
         raise _Bad(problem)
     spec, status = obj.get("spec") or {}, obj.get("status") or {}
     ips = [status.get("podIP"), *(one.get("ip") for one in status.get("podIPs") or ())]
-    found = tuple(dict.fromkeys(str(ip_address(ip)) for ip in ips if ip))
+    found = tuple(dict.fromkeys(str(ip_address(ip)) for ip in (ips if given is None else given) if ip))
     if not found or spec.get("hostNetwork") or status.get("phase") in FINISHED:
         return None
     own = obj["metadata"]

@@ -25,7 +25,7 @@ from .packets import Asked, destination, first_seen, redirected
 from .steps import Step, Walk, Way, fault
 
 _DSTNAT, _SRCNAT = -100, 100
-_OURS = ("podwire-cni", "podwire-leases", "podwire-tunnel", "podwire-dns", "podwire-trace")
+_OURS = ("podwire-cni", "podwire-leases", "podwire-tunnel", "podwire-dns", "podwire-policy", "podwire-trace")
 _FULL = 0.999
 
 

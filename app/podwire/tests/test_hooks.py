@@ -11,6 +11,8 @@ from podwire_base.kernel.ip import FAMILIES
 from podwire_base.kernel.nft import ruleset as nft
 from podwire_cni import nodetable, tunneltable
 from podwire_dns import host
+from podwire_policy.compiled import Compiled
+from podwire_policy.tables.plan import Planner as PolicyPlanner
 from podwire_proxy.dataplane import Dataplane
 from podwire_proxy.iptables import layout as iptables
 from podwire_proxy.model import NodeInfo
@@ -84,6 +86,7 @@ def in_the_code() -> set[Row]:
         *base_chains("dns", host.notrack(["169.254.20.10", "fd00::a"], 53)),
     }
     for family in FAMILIES:
+        found |= set(base_chains("policy", PolicyPlanner(family).full(Compiled(), None)))
         found |= set(base_chains("proxy", Planner(Layout(family), NODE).full(Dataplane(NODE), None)))
         for chain, lines in iptables.hooks(family, NODE).items():
             found |= set(jumps(family, chain, lines))
@@ -114,4 +117,6 @@ def test_what_must_run_before_what() -> None:
     assert at["cni", "podwire-cni", "loopback", "prerouting"] < conntrack
     assert at["proxy", "podwire", "loopback", "prerouting"] < conntrack
     assert at["cni", "podwire-tunnel", "prerouting", "prerouting"] < conntrack
+    assert at["proxy", "podwire", "forward", "forward"] < at["policy", "podwire-policy", "forward", "forward"]
+    assert at["cni", "podwire-leases", "forward", "forward"] < at["policy", "podwire-policy", "forward", "forward"]
     assert at["cni", "podwire-cni", "spoofing", "bridge prerouting"] < 0, "before br_netfilter"

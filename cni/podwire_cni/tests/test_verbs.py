@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from ipaddress import ip_network
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from podwire_base.role import bugs, logs
+from podwire_base.role.asking import Asker
+from podwire_base.role.judging import Asked
 from podwire_cni import listener
 from podwire_cni.commands import Plugin, Sandbox
 from podwire_cni.ipam.allocator import Allocator, Lease
@@ -90,6 +93,25 @@ def test_two_families_give_two_addresses() -> None:
     assert [ip["address"] for ip in got["ips"]] == ["10.244.1.2/32", "fd00:1::2/128"]
     assert [r["gw"] for r in got["routes"]] == ["10.244.1.1", "fd00:1::1"]
     assert len(host.kernel.neighbours) == 2
+
+
+def test_the_policy_role_is_asked_at_the_end_of_add_and_del() -> None:
+    host, asked = Host(DUAL), list[Asked]()
+
+    class Down(Asker):
+        def there(self) -> bool:
+            return True
+
+        def ask(self, one: Asked) -> str:
+            asked.append(one)
+            assert host.kernel.veths or one.verb == "DEL", "the pod is there by then"
+            return "the role is down"  # is no reason for a pod not to start: the kernel isolates it
+
+    host.plugin.asker = Down(Path("/nowhere"))
+    args = {"CNI_ARGS": "K8S_POD_NAMESPACE=x;K8S_POD_NAME=p;K8S_POD_UID=u1"}
+    assert host.call("ADD", env=args).status == 0
+    assert host.call("DEL", env=args).status == 0
+    assert asked == [Asked("ADD", "c1", "x/p", "u1", ("10.244.1.2", "fd00:1::2")), Asked("DEL", "c1", "x/p", "u1")]
 
 
 @pytest.mark.parametrize("step", range(STEPS))

@@ -2,6 +2,7 @@
 
     forward   established and related packets pass: a flow is judged once, and its answers are free
               saddr . daddr @self      a pod to itself, by a Service: allowed
+              iifname podwire0 saddr @judged else drop, and so with daddr: pods that nobody has judged yet
               saddr vmap @pods-out     pods that a policy isolates in egress: jump to their group; a return allows
               daddr vmap @pods-in      the same in ingress: goto
     g-DIGEST  a group: the port chooses the cell
@@ -20,6 +21,7 @@ import hashlib
 import ipaddress
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Literal
 
 from podwire_base.kernel.ip import Family, packed
 from podwire_base.kernel.nft import ruleset as nft
@@ -33,9 +35,10 @@ from ..model import Block, Direction, Peer, Pods
 
 TABLE_NAME = "podwire-policy"
 LAYOUT = 1  # of these tables: raised by a change that an older role would misread
-PRIORITY = 0
+PRIORITY = 10  # behind the chains of other roles: what they refuse is answered with their reason
+BRIDGE = b"podwire0".ljust(16, b"\0")
 CT_ESTABLISHED, CT_RELATED = 2, 4
-FIXED_SETS = ("self", "pods-out", "pods-in")
+FIXED_SETS = ("self", "judged", "pods-out", "pods-in")
 _SADDR = {"ip": (12, 4), "ip6": (8, 16)}
 _DADDR = {"ip": (16, 4), "ip6": (24, 16)}
 _TYPE = {"ip": "ipv4_addr", "ip6": "ipv6_addr"}
@@ -70,9 +73,15 @@ def port_map(family: Family, group: Group) -> nft.Set:
 
 
 def fixed_set(family: Family, name: str) -> nft.Set:
-    if name == "self":
-        return nft.Set(table(family), name, (_TYPE[family],) * 2)
+    if name in ("self", "judged"):
+        return nft.Set(table(family), name, (_TYPE[family],) * (2 if name == "self" else 1))
     return nft.Set(table(family), name, (_TYPE[family],), ("verdict",))
+
+
+_SIDES: tuple[tuple[str, Literal["iifname", "oifname"], Direction], ...] = (
+    ("from", "iifname", "ingress"),  # ingress: the source is the address
+    ("to", "oifname", "egress"),
+)
 
 
 def base(family: Family) -> tuple[nft.Chain, list[nft.Rule]]:
@@ -92,6 +101,20 @@ def base(family: Family) -> tuple[nft.Chain, list[nft.Rule]]:
         (
             "a pod to itself",
             (_address(family, "ingress"), _address(family, "egress", R0 + words), nft.Lookup("self"), nft.accept()),
+        ),
+        *(
+            (
+                carrying(f"{side} a pod that nobody has judged yet", Reason.POLICY),
+                (
+                    nft.Meta(device),
+                    nft.Cmp(BRIDGE),
+                    _address(family, direction),
+                    nft.Lookup("judged", invert=True),
+                    nft.Counter(),
+                    nft.drop(),
+                ),
+            )
+            for side, device, direction in _SIDES
         ),
         ("egress of a pod", (_address(family, "ingress"), nft.Lookup("pods-out", dreg=0))),
         ("ingress of a pod", (_address(family, "egress"), nft.Lookup("pods-in", dreg=0))),
@@ -164,8 +187,20 @@ def cell_rules(family: Family, cell: Cell) -> tuple[nft.Chain, list[nft.Rule]]:
         rules.append(nft.Rule(chain, (*found, *verdict), str(index)))
     if cell.otherwise == "allow":
         return chain, [*rules, nft.Rule(chain, (allow,), "no rule denies it")]
-    denied = carrying(f"{cell.direction}: no rule allows it", Reason.POLICY)
+    denied = carrying(f"{cell.direction}: no rule of {_named(cell.policies)} allows it", Reason.POLICY)
     return chain, [*rules, nft.Rule(chain, (nft.Counter(), nft.drop()), denied)]
+
+
+def _named(policies: tuple[str, ...]) -> str:
+    """Returns the names of policies, as many as a comment holds: 126 bytes, with the words round them."""
+    told, room = list[str](), 72
+    for name in policies:
+        room -= len(name) + 2
+        if room < 0:
+            break
+        told.append(name)
+    more = len(policies) - len(told)
+    return ", ".join(told) + (f"{' and ' if told else ''}{more} {'more' if told else 'policies'}" if more else "")
 
 
 def family_of(block: Block) -> Family:
@@ -208,7 +243,9 @@ def dispatch(family: Family, compiled: Compiled, ip: str) -> dict[str, tuple[byt
     judged = compiled.addresses.get(ip)
     if judged is None or not of(family, ip):
         return {}
-    found: dict[str, tuple[bytes, nft.Value]] = {"self": (packed(ip) * 2, None)}
+    found: dict[str, tuple[bytes, nft.Value]] = {"judged": (packed(ip), None)}
+    if judged.egress is not None or judged.ingress is not None:
+        found["self"] = packed(ip) * 2, None
     if judged.egress is not None:
         found["pods-out"] = packed(ip), nft.Verdict(_JUMP, group_chain(judged.egress))
     if judged.ingress is not None:

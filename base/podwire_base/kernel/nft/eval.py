@@ -31,13 +31,14 @@ Fib = Callable[[Literal["saddr", "daddr"], bytes], int]  # an address of the pac
 @dataclass(frozen=True, slots=True)
 class Headers:
     """The headers of a packet as expressions read them. protocol: the transport protocol. iifname None: the machine
-    itself sends the packet.
+    itself sends the packet. oifname None: the packet has not been routed, or nobody knows where.
     """
 
     network: bytes
     transport: bytes
     protocol: int
     iifname: str | None = None
+    oifname: str | None = None
 
     @property
     def daddr(self) -> bytes:
@@ -227,6 +228,9 @@ class Evaluator:
                 return replace(state, noted=state.noted | {Noted(expr.set, key, data)})
             case e.Meta("iifname", dreg):
                 name = state.packet.iifname
+                return None if name is None else state.load(dreg, name.encode().ljust(16, b"\0"))
+            case e.Meta("oifname", dreg):
+                name = state.packet.oifname
                 return None if name is None else state.load(dreg, name.encode().ljust(16, b"\0"))
             case e.Dnat(_, addr, port):
                 address = state.read(addr, len(state.packet.daddr))

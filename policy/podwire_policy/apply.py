@@ -1,0 +1,76 @@
+"""Reads and writes the tables `podwire-policy` of a network namespace. I/O."""
+
+from __future__ import annotations
+
+from podwire_base.kernel.ip import FAMILIES, Family
+from podwire_base.kernel.nft import ruleset as nft
+from podwire_base.kernel.nft import socket as nft_socket
+from podwire_base.kernel.reasons import Reason, reason_of
+from podwire_base.kube.errors import ConfigError
+from podwire_base.role.layout import refusal
+
+from .compiled import Compiled, Delta
+from .tables import layout
+from .tables.plan import Planner
+
+
+class Tables:
+    """Both tables, through one connection. After an OSError only `full` helps."""
+
+    def __init__(self, ns_fd: int | None = None) -> None:
+        self._ns_fd = ns_fd
+        self._conn = nft_socket.Connection(ns_fd)
+        self._planners: dict[Family, Planner] = {family: Planner(family) for family in FAMILIES}
+
+    def close(self) -> None:
+        self._conn.close()
+
+    def full(self, compiled: Compiled) -> int:
+        """Reads back and writes the difference. Returns the number of operations. Raises OSError."""
+        return sum(
+            self._commit(planner.full(compiled, self._conn.dump(layout.table(family))))
+            for family, planner in self._planners.items()
+        )
+
+    def change(self, compiled: Compiled, delta: Delta) -> int:
+        """Writes what a change touched. Returns the number of operations. Raises OSError."""
+        return sum(self._commit(planner.change(compiled, delta)) for planner in self._planners.values())
+
+    def _commit(self, tx: nft.Transaction) -> int:
+        self._conn.commit(tx)
+        return tx.operations
+
+    def watch(self) -> list[nft_socket.Watcher]:
+        return [nft_socket.Watcher(layout.table(f), self._conn.port_id, self._ns_fd) for f in FAMILIES]
+
+    def dropped(self) -> int:
+        """Returns how many packets the tables dropped since their rules were made."""
+        chains = [c for c in self._conn.chains() if c.table.name == layout.TABLE_NAME]
+        return sum(
+            count
+            for chain in chains
+            if chain.hook or chain.name.startswith("c-")
+            for comment, count in self._conn.packets(chain.table, chain.name).items()
+            if reason_of(comment) is Reason.POLICY
+        )
+
+
+def refuse_newer(ns_fd: int | None = None) -> None:
+    """Raises ConfigError if a later version wrote the tables."""
+    if nft_socket.missing(ns_fd):
+        return
+    with nft_socket.Connection(ns_fd) as conn:
+        found = max(map(layout.layout_of, conn.chains()), default=0)
+    if found > layout.LAYOUT:
+        raise ConfigError(refusal(f"nft tables {layout.TABLE_NAME}", found, layout.LAYOUT))
+
+
+def cleanup(ns_fd: int | None = None) -> list[str]:
+    """Removes the tables. Every pod is open from then on. Returns a line for each."""
+    if nft_socket.missing(ns_fd):
+        return []
+    with nft_socket.Connection(ns_fd) as conn:
+        found = [table for table in conn.tables() if table.name == layout.TABLE_NAME]
+        for table in found:
+            conn.commit(nft.Transaction().remove(table))
+    return [f"table {table.family} {table.name}" for table in found]
