@@ -7,11 +7,13 @@ refusals and all other rows are in test_proxy_conformance.py, where this backend
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -25,6 +27,7 @@ from podwire_base.kernel.bpf import elf
 from podwire_base.kube import meta
 from podwire_proxy import backends
 from podwire_proxy.backend import Live, families
+from podwire_proxy.convert import RESET_ANNOTATION
 from podwire_proxy.dataplane import Key
 from podwire_proxy.decide import Packet
 from podwire_proxy.ebpf import maps, native, places
@@ -55,13 +58,17 @@ def clean(world: World) -> Iterator[None]:
     Hooks().clean(world)
 
 
-def scenario(*ips: str, **spec: Any) -> s.Scenario:
-    """Services at VIP, TCP and UDP."""
+def scenario(*ips: Any, target: int = s.TARGET, reset: str = "", **spec: Any) -> s.Scenario:
+    """Services at VIP, TCP and UDP. ips: addresses, or endpoints of a slice. reset: the Service's annotation."""
     ports = [port(s.PORT, "TCP", "t"), port(s.PORT, "UDP", "u")]
     slices = endpoint_slice(
-        "my-service", [endpoint(ip, s.NODE) for ip in ips], [("t", "TCP", s.TARGET), ("u", "UDP", s.TARGET)]
+        "my-service",
+        [endpoint(ip, s.NODE) if isinstance(ip, str) else ip for ip in ips],
+        [("t", "TCP", target), ("u", "UDP", target)],
     )
-    return s.Scenario("hooks", (service("my-service", s.VIP, ports, **spec), slices), {})
+    made = service("my-service", s.VIP, ports, **spec)
+    made["metadata"]["annotations"] = {RESET_ANNOTATION: reset} if reset else {}
+    return s.Scenario("hooks", (made, slices), {})
 
 
 def programmed(world: World, family: str, *ips: str, alone: bool = True, **spec: Any) -> s.Scenario:
@@ -341,6 +348,84 @@ def test_a_switch_between_backends_loses_no_connection(world: World) -> None:
             for _ in range(5):
                 assert ask(pod, s.VIP, s.PORT).result == "ok", make.name
     assert places.folders(world.node.fd) == [], "nftables alone: the hooks are retired"
+
+
+# ---- endpoints that are gone
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_udp_socket_of_an_endpoint_that_is_gone_ends_and_can_connect_again(world: World, family: str) -> None:
+    """Beside it stay a socket that dialled the endpoint's own address, and one of another Service."""
+    programmed(world, family, s.POD_B)
+    pod, dialled = world.client(s.POD_A), (at(family, s.VIP), s.PORT)
+
+    def sock(where: tuple[str, int]) -> socket.socket:
+        one = made(family, socket.SOCK_DGRAM)
+        one.connect(where)
+        return one
+
+    with contextlib.ExitStack() as stack:
+        stale, direct = (
+            stack.enter_context(pod.call(partial(sock, where))) for where in (dialled, (at(family, s.POD_B), s.TARGET))
+        )
+        stale.send(b"?")
+        assert stale.recv(200)
+        program_with_spaces(world, family, s.POD_C)
+        with pytest.raises(OSError) as ended:
+            stale.recv(200)
+        assert ended.value.errno == errno.ECONNABORTED
+        direct.send(b"?")
+        assert direct.recv(200)
+        pod.call(lambda: stale.connect(dialled))
+        stale.send(b"?")
+        told = stale.recv(200).decode().split()[0]
+        assert told == (V6[s.POD_C] if family == "IPv6" else s.POD_C)
+
+
+def test_a_socket_keeps_an_endpoint_that_stays_or_still_serves(world: World) -> None:
+    programmed(world, "IPv4", s.POD_B)
+    with contextlib.closing(connection(world.client(s.POD_A), s.VIP)) as sock:
+        program_with_spaces(world, "IPv4", s.POD_B, s.POD_C)
+        ending = endpoint(s.POD_B, s.NODE, ready=False, serving=True, terminating=True)
+        program_with_spaces(world, "IPv4", ending, s.POD_C)
+        sock.send(b"?")
+        assert sock.recv(200).decode().split()[0] == s.POD_B
+
+
+@pytest.mark.parametrize("asked", [False, True], ids=["by default", "with the annotation"])
+def test_a_tcp_connection_ends_only_if_its_service_asks(world: World, asked: bool) -> None:
+    spec: dict[str, Any] = {"reset": "true"} if asked else {}
+    listener = world.client(s.POD_B).call(lambda: socket.create_server((s.POD_B, s.TARGET + 7)))
+    with contextlib.closing(listener), contextlib.ExitStack() as stack:
+        listener.settimeout(patient(3))
+        program_with_spaces(world, "IPv4", s.POD_B, target=s.TARGET + 7, **spec)
+
+        def dial() -> socket.socket:
+            sock = made("IPv4", socket.SOCK_STREAM)
+            sock.connect((s.VIP, s.PORT))
+            return sock
+
+        sock = stack.enter_context(world.client(s.POD_A).call(dial))
+        conn = stack.enter_context(listener.accept()[0])
+        program_with_spaces(world, "IPv4", s.POD_C, target=s.TARGET + 7, **spec)
+        conn.sendall(b"after") if not asked else None
+        if asked:
+            with pytest.raises(ConnectionAbortedError):
+                sock.recv(5)
+        else:
+            assert sock.recv(5) == b"after"
+
+
+def program_with_spaces(world: World, family: str, *ips: Any, target: int = s.TARGET, **spec: Any) -> None:
+    """Change the Services as the next agent, older sockets being there, and sweep."""
+    one = scenario(*ips, target=target, **spec)
+    one = one.v6() if family == "IPv6" else one
+    tracker = one.tracker()
+    tracker.flush()
+    with contextlib.closing(Hooks().proxier(world, one)) as proxier:
+        proxier.kernel.spaces = lambda: [world.pods[ip].fd for ip in hookworld.CLIENTS]  # type: ignore[attr-defined]  # of this backend's kernel
+        proxier.sync(tracker.dataplane, None)
+        proxier.sweep()
 
 
 # ---- `ask`: the very program on the very maps

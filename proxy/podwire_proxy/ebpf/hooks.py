@@ -133,6 +133,15 @@ class Hooks:
             bpf.update(self._maps["clients"], *maps.client(client))
         return want - have, have - want
 
+    def dialled(self, cookie: bytes) -> bytes | None:
+        """Returns what a connected UDP socket dialled, as bytes. cookie: the socket's number."""
+        return bpf.lookup(self._maps["dialling"], cookie, self._specs["dialling"].value_size)
+
+    @property
+    def memory(self) -> int:
+        """The descriptor of the sockets' memory."""
+        return self._maps["memory"]
+
     def ask(self, key: Key, who: int, random: int) -> tuple[int, Destination | None]:
         """Returns what the programs answer: (UNKNOWN, LEFT or CHOSEN of maps.py, the endpoint)."""
         return maps.answer(bpf.run(self._programs[ASK], maps.question(key, who, random))[1])

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from podwire_base import native as built
@@ -23,7 +24,7 @@ from ..backend import Watch
 from ..iptables.watch import Timer
 from ..nftables import kernel as nftables
 from . import hooks as bpf_hooks
-from . import maps, native, places
+from . import maps, native, places, sockets
 from .hooks import Hooks
 from .live import Hooks as LiveHooks
 from .maps import Client
@@ -32,6 +33,7 @@ from .pods import Pods
 
 log = logs.get("proxy")
 
+SHOWN = 5  # sockets that the log names
 VERIFIED = (6, 18)  # the oldest release whose verifier has seen the programs
 
 
@@ -75,6 +77,8 @@ class Kernel:
         self.pods = Pods(Path(run_dir), cidrs, self.admit) if run_dir else None
         self.beneath = nftables.Tables(ns_fd)
         self.hooks: Hooks | None = None
+        self.spaces: Callable[[], Iterable[str | int]] = self.pods.paths if self.pods else lambda: ()
+        self._blind = ""  # why sockets cannot be ended
         self.problem = ""
         try:
             self.hooks = load(cgroup, bpffs, ns_fd)
@@ -115,6 +119,31 @@ class Kernel:
 
     def settle(self, planner: Planner, *, swept: bool) -> None:
         self.beneath.settle(planner.beneath, swept=swept)
+        if swept and self.hooks is not None and planner.sockets_to_end:
+            self._end_sockets(planner)
+            planner.looked()
+
+    def _end_sockets(self, planner: Planner) -> None:
+        """Destroys the sockets whose endpoint is gone. It needs CAP_SYS_ADMIN, to enter the pods' namespaces."""
+        assert self.hooks is not None
+        own: list[str | int] = (
+            [os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)] if self._ns_fd is None else []
+        )
+        try:
+            spaces = [*(own or [self._ns_fd or 0]), *self.spaces()]
+            ended = sockets.destroy(spaces, self.hooks.memory, self.hooks.dialled, planner.gone)
+        except OSError as err:
+            if (why := str(err)) != self._blind:
+                self._blind = why
+                log.warn("sockets of endpoints that are gone cannot be ended", error=why)
+            return
+        finally:
+            for fd in own:
+                os.close(int(fd))
+        for one in ended[:SHOWN]:
+            log.info("ended a socket: its endpoint is gone", service=f"{one.key.ip}:{one.key.port}", endpoint=one.to.ip)
+        if len(ended) > SHOWN:
+            log.info("ended more sockets whose endpoint is gone", sockets=len(ended) - SHOWN)
 
     def watch(self, planners: Sequence[Planner]) -> Sequence[Watch]:
         found: list[Watch] = [*self.beneath.watch([planner.beneath for planner in planners])]

@@ -130,6 +130,10 @@ class Planner:
         self.beneath = Beneath(Layout(family), node)
         self.on = True
         self.mirror: dict[Key, Held] = {}
+        # Endpoints that clients got and that new ones do not get: their sockets are looked at after each sweep. None:
+        # those of all frontends, as after a start.
+        self.left: dict[Key, set[Destination]] | None = None
+        self.frontends: Mapping[Key, Frontend] = {}
         self._node = node
         self._blocks = self._fresh(())
 
@@ -147,7 +151,7 @@ class Planner:
             return plan
         have = {key: found.held(key) for key in found.services} if found else {}
         sound = {key: held for key, held in have.items() if self._sound(held)}
-        self.mirror = sound
+        self.mirror, self.left = sound, None
         self._blocks = self._fresh(_block(held.row) for held in sound.values() if held.row.number)
         self._changes(plan, dataplane, {*have, *dataplane.frontends})
         plan.drop += [key for key in have if key not in sound and key not in plan.write]
@@ -167,7 +171,7 @@ class Planner:
         return plan
 
     def _changes(self, plan: Plan, dataplane: Dataplane, keys: Iterable[Key]) -> None:
-        self._node = dataplane.node
+        self._node, self.frontends = dataplane.node, dataplane.frontends
         v6 = self.family == "ip6"
         count = len(self.mirror)
         for key in keys:
@@ -180,6 +184,8 @@ class Planner:
                 raise OSError(errno.ENOSPC, f"socket hooks: more than {ROOM} addresses and ports of Services")
             if made == old:
                 continue
+            if old and self.left is not None:
+                self.left.setdefault(key, set()).update(old.destinations)
             if old and old.row.number and (made is None or made.row.base != old.row.base):
                 self._blocks.release(*_block(old.row))
             count += (made is not None) - (old is not None)
@@ -202,6 +208,35 @@ class Planner:
             return Held(LEFT, ())
         plan.slots.update((base + n, endpoint(destination)) for n, destination in enumerate(wanted))
         return Held(Row(base, len(wanted), flags), wanted)
+
+    def gone(self, key: Key, destination: Destination) -> bool:
+        """Whether the sockets of clients that got this endpoint must end: of UDP, if the endpoint does not serve any
+        more; of TCP, if the Service asks for it (Frontend.alive).
+        """
+        frontend = self.frontends.get(key)
+        if is_v6(key.ip) != (self.family == "ip6") or (frontend and destination in frontend.destinations):
+            return False
+        if key.protocol == "UDP":
+            return frontend is None or destination not in frontend.serving
+        return frontend is not None and frontend.alive is not None and destination not in frontend.alive
+
+    def looked(self) -> None:
+        """Call this when the sockets of the endpoints in `left` that are gone were destroyed."""
+        held = self.left or {}
+        waiting = {key: {to for to in ends if not self._settled(key, to)} for key, ends in held.items()}
+        self.left = {key: ends for key, ends in waiting.items() if ends}
+
+    @property
+    def sockets_to_end(self) -> bool:
+        if self.left is None:
+            return True
+        return any(self.gone(key, to) for key, ends in self.left.items() for to in ends)
+
+    def _settled(self, key: Key, destination: Destination) -> bool:
+        """Whether nothing is to be waited for: the endpoint is gone, or has come back."""
+        frontend = self.frontends.get(key)
+        waits = frontend is not None and destination in frontend.serving and destination not in frontend.destinations
+        return not waits
 
     @property
     def unswept(self) -> bool:

@@ -46,6 +46,10 @@ class Pods:
         self._seen = (found.st_ino, found.st_mtime_ns)
         return False
 
+    def paths(self) -> list[str | int]:
+        """Returns the files of the namespaces that are clients."""
+        return [space.path for space in self._known]
+
     def _clients(self, spaces: Iterable[PodSpace]) -> Iterator[tuple[PodSpace, Client]]:
         for space in spaces:
             if (known := self._known.get(space)) is not None:

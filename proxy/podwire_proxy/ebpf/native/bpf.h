@@ -18,7 +18,7 @@ enum { AF_INET = 2, AF_INET6 = 10 };
 
 enum { TCP = 6, UDP = 17 };
 
-enum { HASH = 1, ARRAY = 2, SK_STORAGE = 24 };
+enum { HASH = 1, ARRAY = 2, LRU_HASH = 9, SK_STORAGE = 24 };
 
 enum { NO_PREALLOC = 1, MMAPABLE = 1 << 10 };
 
@@ -69,8 +69,10 @@ struct sk_buff {
 
 /* The number of a helper is the address that a program calls. */
 static void *(*map_lookup)(void *map, const void *key) = (void *)1;
+static long (*map_update)(void *map, const void *key, const void *value, u64 flags) = (void *)2;
 static u64 (*ktime_get_ns)(void) = (void *)5;
 static u32 (*prandom_u32)(void) = (void *)7;
+static u64 (*socket_cookie)(void *ctx) = (void *)46;
 static void *(*sk_storage_get)(void *map, void *sk, void *value, u64 flags) = (void *)107;
 static u64 (*netns_cookie)(void *ctx) = (void *)122;
 

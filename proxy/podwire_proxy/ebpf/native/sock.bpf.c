@@ -33,6 +33,13 @@ struct memory {
 
 struct map memory SEC("maps") = {SK_STORAGE, 4, sizeof(struct memory), 0, NO_PREALLOC};
 
+/*
+ * What connected UDP sockets dialled, by the number of the socket: sock_diag tells no memory of a
+ * UDP socket. The proxy ends those whose endpoint is gone. An entry that is evicted costs only
+ * that.
+ */
+struct map dialling SEC("maps") = {LRU_HASH, 8, sizeof(struct dialled), 16384, 0};
+
 INLINE void from_ip4(struct place *place, struct bpf_sock_addr *ctx)
 {
 	place->ip[0] = place->ip[1] = 0;
@@ -115,6 +122,12 @@ INLINE int connected(struct bpf_sock_addr *ctx, struct place *from, struct place
 		return LEFT;
 	held->connected.from = *from;
 	held->connected.to = *to;
+	if (from->protocol == UDP) {
+		u64 cookie = socket_cookie(ctx);
+		struct dialled one = {.from = *from, .to = *to, .at = held->connected.at};
+
+		map_update(&dialling, &cookie, &one, 0);
+	}
 	return SERVED;
 }
 
