@@ -5,6 +5,7 @@ sends the changes to the API.
 from __future__ import annotations
 
 import asyncio
+import ssl
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -22,7 +23,19 @@ from podwire_base.kube.registry import BUILTIN, Resource, of
 from podwire_base.role import beat, logs
 from podwire_base.role.run import main, notify, stop_event, until_stopped
 
-from . import cleanup, disruption, endpointslices, loadbalancer, nodes, protection, quota, roles, unattended, workloads
+from . import (
+    accounts,
+    cleanup,
+    disruption,
+    endpointslices,
+    loadbalancer,
+    nodes,
+    protection,
+    quota,
+    roles,
+    unattended,
+    workloads,
+)
 from .base import Controller, Snapshot, Write
 
 log = logs.get("controllers")
@@ -230,6 +243,12 @@ def _others(client: client_config.ClientConfig) -> tuple[str, ...]:
     return found
 
 
+def _authority(client: client_config.ClientConfig) -> str:
+    """Return the certificates by which this client knows the API server, as PEM."""
+    found = client.ssl.get_ca_certs(binary_form=True) if client.ssl else []
+    return "".join(ssl.DER_cert_to_PEM_cert(raw) for raw in found)
+
+
 async def _main(config: ControllersConfig) -> None:
     client = client_config.load(config.kubeconfig)
     others = _others(client)
@@ -242,6 +261,7 @@ async def _main(config: ControllersConfig) -> None:
         *unattended.CONTROLLERS,
         *roles.CONTROLLERS,
         *quota.CONTROLLERS,
+        *accounts.controllers(_authority(client)),
         *loadbalancer.controllers(config.load_balancer_pool, others),
         *nodes.controllers(config.cluster_cidr, config.node_prefix, config.node_prefix6),
     )

@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 
 from podwire_base.kube.meta import Object
 from podwire_base.testing.builders import node, pod
+from podwire_controlplane.controllers.accounts import controllers
+from podwire_controlplane.controllers.base import Snapshot
 from podwire_controlplane.server import accountclaims, accounts
 from podwire_controlplane.server.accountkeys import AccountKeys, new_key
 
@@ -234,6 +236,28 @@ def test_the_key_outlives_a_restart(tmp_path: Path) -> None:
     (tmp_path / accounts.KEY_FILE).write_text("x")
     with pytest.raises(ValueError, match=accounts.KEY_FILE):
         accounts.load_keys(tmp_path)
+
+
+# ---- what every namespace has
+
+
+def test_every_namespace_gets_an_account_and_the_authority() -> None:
+    spaces: dict[str, Object] = {"a": {"metadata": {"name": "a"}}}
+    found: dict[str, Object] = {}
+    snapshot = Snapshot({"Namespace": spaces, "ServiceAccount": found})
+    account, root = controllers("PEM")
+    (made,) = account.reconcile("a", snapshot, 0.0)
+    assert (made.verb, made.kind, made.namespace, made.name) == ("create", "ServiceAccount", "a", "default")
+    (made,) = root.reconcile("a", snapshot, 0.0)
+    assert (made.kind, made.name, made.obj["data"]) == ("ConfigMap", "kube-root-ca.crt", {"ca.crt": "PEM"})
+    assert controllers("")[1].reconcile("a", snapshot, 0.0) == [], "a client without an authority of its own"
+    found["a/default"] = {"metadata": {"name": "default", "namespace": "a"}}
+    assert account.reconcile("a", snapshot, 0.0) == []
+    assert list(account.watches["ServiceAccount"](found.pop("a/default"), snapshot)) == ["a"]
+    assert account.reconcile("a", snapshot, 0.0), "a deleted account comes back"
+    spaces["a"]["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    for controller in (account, root):
+        assert controller.reconcile("a", snapshot, 0.0) == controller.reconcile("none", snapshot, 0.0) == []
 
 
 # ---- tokens in Secrets
