@@ -294,3 +294,27 @@ def test_defaults_are_made_once_and_mended() -> None:
         assert await store.get(key)
 
     asyncio.run(check())
+
+
+def test_an_apply_creates_only_where_its_user_may_create(server: Server) -> None:
+    """As upstream: the verb patch is not enough for an object that is not there, and an apply grants no rights that its
+    user lacks.
+    """
+    server.good("POST", f"{HOME}/roles", role("p", ("patch", "", "configmaps")))
+    server.good("POST", f"{HOME}/rolebindings", binding("p", "ann"))
+    path = "/api/v1/namespaces/default/configmaps"
+    body = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "c"}, "data": {"a": "1"}}
+    headers = {"Content-Type": "application/apply-patch+yaml", "Impersonate-User": "ann"}
+    code, answer = server.ask("PATCH", f"{path}/c?fieldManager=m", body, headers=headers)
+    assert code == 403 and "create" in answer["message"]
+    server.good("POST", path, body)
+    code, answer = server.ask("PATCH", f"{path}/c?fieldManager=m", body, headers=headers)
+    assert code == 200 and [row["manager"] for row in answer["metadata"]["managedFields"]][:1] == ["m"]
+    role_body = {"apiVersion": f"{GROUP}/v1", "kind": "Role", "metadata": {"name": "p"}}
+    rules = [{"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]}]
+    server.good("POST", f"{HOME}/roles", role("q", ("patch create", GROUP, "roles")))
+    server.good("POST", f"{HOME}/rolebindings", binding("q", "ann"))
+    for target in ("p", "new"):  # rights that ann does not have, in an old Role and in a new one
+        wanted = {**role_body, "metadata": {"name": target}, "rules": rules}
+        asked = server.ask("PATCH", f"{HOME}/roles/{target}?fieldManager=m&force=true", wanted, headers=headers)
+        assert asked[0] == 403, asked
