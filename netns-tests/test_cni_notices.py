@@ -11,7 +11,7 @@ import pytest
 from lab.cnicluster import Cluster, two_nodes
 from lab.cninode import ask, wait_until
 from lab.netns import Lab
-from podwire_cni.netwatch import NetWatch
+from podwire_base.kernel.netwatch import NetWatch
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def test_pods_that_come_and_go_wake_nobody(lab: Lab) -> None:
         "ip link add {0} type veth peer name {0}p; ip link set {0} master br0; ip link set {0}p up; ip link set {0} up"
     )
     ns.run(["bash", "-c", veth.format("v0")])
-    watch = ns.call(NetWatch)
+    watch = ns.call(lambda: NetWatch(143))
     try:
         bridge, uplink = (ns.call(lambda name=name: socket.if_nametoindex(name)) for name in ("br0", "v0p"))  # type: ignore[misc]  # bound
         watch.watch([bridge, 1 << 20], uplink)

@@ -185,7 +185,7 @@ def test_the_role_survives_restarts_and_repairs_what_others_break(
         until(lambda: ask(world.client(s.POD_A), s.VIP, s.PORT).server[0] == s.POD_C, "a change goes on as before")
         log = proxy.stop()
         assert any("192.0.2.99" in rule for rule in rules(world.node)[program])
-    assert log.count("another program changed our rules") >= 4, log
+    assert log.count("another program changed what this role keeps") >= 4, log
     assert "Traceback" not in log
 
 

@@ -272,7 +272,7 @@ def test_foreign_changes_are_repaired_and_told(world: World, tmp_path: Path, dam
         until(lambda: world.node.run(["nft", "-s", "list", "ruleset"]).stdout.split() == before.split(), "the repair")
         assert ask(world.client(s.POD_A), s.VIP, s.PORT).result == "ok"
         log = proxy.stop()
-    assert "another program changed our rules" in log
+    assert "another program changed what this role keeps in the kernel" in log
 
 
 DAMAGE_FIRST = """
@@ -298,7 +298,7 @@ def test_what_others_change_before_anybody_watches_is_repaired_and_told(world: W
         until(lambda: ask(world.client(s.POD_A), s.VIP, s.PORT, timeout=SILENCE).result == "ok", "the repair")
         until(lambda: proxy.repairs() == 1, "it is counted")
         log = proxy.stop()
-    assert "another program changed our rules" in log
+    assert "another program changed what this role keeps in the kernel" in log
 
 
 def test_the_commits_of_others_are_told_from_our_own(world: World) -> None:

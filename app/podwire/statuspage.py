@@ -26,6 +26,8 @@ FOLLOWS = {
     "dns-feeder": ("services", "slices"),
     "lb": ("nodes", "services"),
 }
+# reasons of the Events with which the controller of load balancer addresses refuses one
+NO_ADDRESS = ("PoolExhausted", "NoPool", "InvalidPool", "InvalidAddress", "AddressNotInPool", "AddressInUse")
 _NEVER = datetime.min.replace(tzinfo=UTC)  # no column of the page has an age
 _UNWATCHED = ("service.kubernetes.io/service-proxy-name", "service.kubernetes.io/headless")
 
@@ -42,8 +44,8 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """Everything that one look found. Lists that the caller may not read are None. processes: rows of the supervisors
-    of this cluster on this machine.
+    """Everything that one look found. Lists that the caller may not read are None. events: those about Services that
+    wait for an address. processes: rows of the supervisors of this cluster on this machine.
     """
 
     nodes: Sequence[Object] | None = None
@@ -53,6 +55,7 @@ class Seen:
     reports: Mapping[str, Report] = field(default_factory=dict)
     processes: Sequence[Mapping[str, object]] = ()
     unreadable: Mapping[str, str] = field(default_factory=dict)
+    events: Sequence[Object] = ()
 
 
 def from_conditions(node: Object) -> Report | None:
@@ -120,6 +123,28 @@ def with_lag(seen: Seen, behind: Mapping[tuple[str, str], int], seconds: float) 
     }
 
 
+def waits(service: Object) -> bool:
+    """Whether a Service waits for a load balancer's address."""
+    balanced = ((service.get("status") or {}).get("loadBalancer") or {}).get("ingress")
+    return (service.get("spec") or {}).get("type") == "LoadBalancer" and not balanced
+
+
+def without_address(services: Iterable[Object], events: Iterable[Object]) -> list[str]:
+    """Return a line for each Service that gets no load balancer address, with podwire's reason. Where podwire did not
+    refuse, another controller's address may be on its way.
+    """
+    told = {}
+    for event in events:
+        about = event.get("involvedObject") or {}
+        if event.get("reason") in NO_ADDRESS and about.get("kind") == "Service":
+            told[f"{about.get('namespace')}/{about.get('name')}", about.get("uid", "")] = str(event.get("message"))
+    return [
+        f"Service {key(one)} has no load balancer address: {why}"
+        for one in services
+        if waits(one) and (why := told.get((key(one), one["metadata"].get("uid", ""))))
+    ]
+
+
 def _cells(kind: str, obj: Object, *titles: str) -> list[str]:
     cells = {column.title: column for column in columns(of(kind))}
     return [str(cells[title].value(obj, _NEVER)) for title in titles]
@@ -180,7 +205,7 @@ def record(seen: Seen) -> Object:
         "unreadable": dict(seen.unreadable),
         "reportedBy": sorted({f"{row['source']}, {_age(row['reportAge'])}" for row in nodes if row["reportAge"]}),
     }
-    found = problems(body, seen.nodes)
+    found = [*problems(body, seen.nodes), *without_address(seen.services or (), seen.events)]
     return {"ok": not found, "problems": found, **body}
 
 

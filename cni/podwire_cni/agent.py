@@ -18,6 +18,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from podwire_base.kernel.addresses import local_addresses
+from podwire_base.kernel.netwatch import NetWatch, index_of
+from podwire_base.kernel.nft.socket import Commits
 from podwire_base.kube.client import config as client_config
 from podwire_base.kube.client.config import ClientConfig
 from podwire_base.kube.client.http import ApiClient
@@ -26,10 +28,24 @@ from podwire_base.kube.client.reflector import Event
 from podwire_base.kube.errors import ApiError
 from podwire_base.kube.meta import Object
 from podwire_base.role import asking, beat, files, hostports, layout, logs, podspaces
+from podwire_base.role.counts import Counts
 from podwire_base.role.run import main, stop_event
 from podwire_base.role.status import RoleStatus
+from podwire_base.role.upkeep import Mendings, Upkeep
 
-from . import conflistfile, managerfiles, nodes, nodetable, overlay, readiness, routes, runtimes, tunneltable, wiring
+from . import (
+    conflistfile,
+    counting,
+    managerfiles,
+    nodes,
+    nodetable,
+    overlay,
+    readiness,
+    routes,
+    runtimes,
+    tunneltable,
+    wiring,
+)
 from .commands import Plugin
 from .firewall import Firewall
 from .hostmanagers import notes
@@ -39,7 +55,6 @@ from .ipam.ranges import podcidr_range
 from .ipam.store import DirStore, boot_id
 from .kernel import Kernel, known_netns
 from .listener import Listener
-from .netwatch import Notices
 from .networkstore import Networks
 from .nodetable import OtherNet
 from .overlay import Encapsulation
@@ -50,7 +65,7 @@ from .tunneltable import Sources, TunnelRules
 from .types import BRIDGE, IPAddress, RangeSet
 
 log = logs.get("wiring")
-RESYNC_SECONDS = 10.0  # seconds between two repairs of changes by other programs (a flushed table, a route)
+RESYNC_SECONDS = 10.0  # seconds between two looks for changes by other programs (a flushed table, a route)
 RETRY_SECONDS = 2.0
 SHOWN = 3  # problems in the status; the log has all
 HANDOVER_SECONDS = 15.0  # the previous agent locks the leases until its last call has ended
@@ -155,6 +170,9 @@ class Agent:
         self._nodes: set[str] = set()
         self.on_nodes: Callable[[], None] = lambda: None  # is called when a Node came or went
         self._ready = False
+        self.mendings = Mendings(log, "wiring", config.node_name)
+        self._facts: dict[str, object] | None = None  # of the Nodes, at the last sync
+        self._waits = True  # whether a sync must be repeated, whatever is counted
         self._rival = ""  # the file that the runtime reads instead of the conflist
 
     def restore(self) -> None:
@@ -167,6 +185,8 @@ class Agent:
         """Make the kernel's state match the Nodes. Returns False if the kernel refused routes. Raises OSError or
         CNIError if the kernel refused another change; then call `sync` again later.
         """
+        known, self._facts = self._facts, {name: routes.facts(one) for name, one in objects.items()}
+        changes = list[str]()
         if objects.keys() != self._nodes:
             self._nodes = set(objects)
             self.on_nodes()
@@ -184,9 +204,9 @@ class Agent:
             net = self._net(tuple((podcidr_range(cidr),) for cidr in cidrs), uplink - wires.overhead)
             far = frozenset() if self.config.encapsulation == "never" else others - self._near
             native = routes.native(cluster, self.config.cluster_cidrs, far)
-            self._become(net, native)
+            changes += self._become(net, native)
         self._cluster = cluster
-        self._guard_tunnels()  # before there is a tunnel
+        changes += self._guard_tunnels()  # before there is a tunnel
         gateways = self.node.gateways if self.node else ()
         done, refused = nodes.sync(
             wires, overlay.tunnels(wires, self.config.node_name, uplink, cluster.own, local_addresses(), gateways)
@@ -198,6 +218,9 @@ class Agent:
             if line not in self._refused:
                 log.warn("route refused", route=line)
         self._refused = refused
+        if known == self._facts:  # nothing that the API asks for
+            self.mendings.tell([*changes, *done])
+        self._waits = bool(refused or not cidrs or self._young.since or self.care.pending)
         self._publish()
         self._report(wires, refused)
         return not refused
@@ -222,24 +245,27 @@ class Agent:
         self.firewall.others(nets)
         self._guard_tunnels()
 
-    def _guard_tunnels(self) -> None:
-        """Write the rules of the tunnels, unless the Nodes are not known yet; then those of the last agent stay."""
+    def _guard_tunnels(self) -> list[str]:
+        """Write the rules of the tunnels, unless the Nodes are not known yet; then those of the last agent stay.
+        Returns a line for each change.
+        """
         if (cluster := self._cluster) is None:
-            return
+            return []
         nets = self.networks.rules()
         own = [str(r.subnet) for ranges in (self.node.ranges if self.node else ()) for r in ranges]
         others = [str(cidr) for peer in cluster.peers for cidr in peer.cidrs]
         pods = (*self.config.cluster_cidrs, *own, *others, *(cidr for net in nets for cidr in net.cidrs))
-        for line in self.firewall.forward(pods if self.config.forward_accept else ()):
-            log.info("nft", change=line)
+        changes = self.firewall.forward(pods if self.config.forward_accept else ())
         rules = TunnelRules(
             cluster.members,
             pods,
             (BRIDGE, *(net.bridge for net in nets)),
             self.config.tunnel_sources,
         )
-        for line in self.firewall.guard(tunneltable.plan(rules)):
+        changes += self.firewall.guard(tunneltable.plan(rules))
+        for line in changes:
             log.info("nft", change=line)
+        return changes
 
     def _tell(self, problems: tuple[str, ...]) -> None:
         if problems != self._told:
@@ -262,13 +288,13 @@ class Agent:
             ipv6=wiring.has_ipv6(),
         )
 
-    def _become(self, net: NodeNet, native: frozenset[str] | None) -> None:
+    def _become(self, net: NodeNet, native: frozenset[str] | None) -> list[str]:
         """Make the node's bridge, sysctls, tables and conflist match `net`. The method is idempotent: it compares each
         part with the kernel first. native None: keep the last agent's value, because this agent does not know the other
-        nodes' addresses yet.
+        nodes' addresses yet. Returns a line for each change.
         """
         unwanted = self.plugin.unwanted(net)
-        for line in wiring.ensure_node(net, unwanted):
+        for line in (changes := wiring.ensure_node(net, unwanted)):
             log.info("node", change=line)
         beat.tick("bridge")
         for line in self.networks.ensure():
@@ -286,7 +312,8 @@ class Agent:
         if native is None and pods is not None and self.firewall.present():
             self.firewall.adopt(rules, pods)
         else:
-            for line in self.firewall.sync(rules, pods):
+            changes += (tables := self.firewall.sync(rules, pods))
+            for line in tables:
                 log.info("nft", change=line)
         self.node = net
         beat.tick("rules of the node")
@@ -296,12 +323,14 @@ class Agent:
         if first or self._young.since:
             self._take_over(net)
         beat.tick("leases")
-        for line in self.plugin.repair():
+        for line in (repaired := self.plugin.repair()):
             log.warn("repaired", change=line)
-        self.care.look()
+        changes += repaired
+        changes += self.care.look()
         if conflistfile.write(self.config.conflist, self.config.socket, net):
             log.info("conflist written", path=str(self.config.conflist))
         self._look_for_rival()
+        return changes
 
     def _tell_managers(self) -> None:
         """Tell the machine's network managers of podwire's interfaces. Call it before the interfaces are made."""
@@ -340,14 +369,18 @@ class Agent:
         if self.managers:
             message += "".join(f"; {note}" for note in notes(self.managers.seen(), self.config.uplink))
         message += f"; {self.care.note}" if self.care.note else ""
+        message += self.mendings.words()
         self._ready = not refused
+        down = bool(refused) and wiring.is_down(self.config.uplink)
+        message = f"the uplink {self.config.uplink} is down; {message}" if down else message
         self._tell_plugin()
         message += f"; new pods do not come here, the runtime reads {self._rival} first" if self._rival else ""
         self.status.update(
             ready=not refused,
-            reason="RouteRefused" if refused else "",
+            reason="LinkDown" if down else "RouteRefused" if refused else "",
             message=message,
             **figures,
+            **self.mendings.figures(),
             routes=peers,
             refused=lost,
             vxlan=tunnelled,
@@ -372,7 +405,12 @@ class Agent:
         in the kernel.
         """
         changed = asyncio.Event()
-        notices = Notices(changed.set)
+        links, commits = NetWatch(routes.PROTOCOL), Commits(self.firewall.port_id)
+
+        async def mend() -> None:
+            changed.set()
+
+        upkeep = Upkeep(self._counts(), mend, every=RESYNC_SECONDS, unsettled=lambda: self._waits)
 
         def heard(event: Event) -> None:
             if event.type != "MODIFIED" or event.old is None or routes.facts(event.old) != routes.facts(event.object):
@@ -384,42 +422,59 @@ class Agent:
             watching = asyncio.create_task(informer.run())
             stopping = asyncio.create_task(stop.wait())
             telling = asyncio.create_task(self._telling())
+            looking = asyncio.create_task(upkeep.run((links, commits)))
             try:
                 pause = None
                 while not stop.is_set():
                     news = asyncio.create_task(changed.wait())
-                    await asyncio.wait({news, stopping, watching}, timeout=pause, return_when=asyncio.FIRST_COMPLETED)
+                    tasks = {news, stopping, watching, looking}
+                    await asyncio.wait(tasks, timeout=pause, return_when=asyncio.FIRST_COMPLETED)
                     news.cancel()
-                    if watching.done():
-                        watching.result()  # the task ends early only because of a bug in podwire
+                    for endless in (watching, looking):
+                        if endless.done():
+                            endless.result()  # the task ends early only because of a bug in podwire
                     changed.clear()
                     if informer.synced.is_set() and not stop.is_set():
                         beat.taking()
                         pause = await self._sync(dict(informer.objects))
-                        notices.looked((BRIDGE, *overlay.TUNNELS.values(), *self.networks.known), self.config.uplink)
-                        await self._tell_pods(api)
+                        names = (BRIDGE, *overlay.TUNNELS.values(), *self.networks.known)
+                        links.watch(filter(None, map(index_of, names)), index_of(self.config.uplink))
+                        await asyncio.to_thread(upkeep.settled)
+                        await self._tell_events(api)
             finally:
                 self._tell_plugin()
-                for task in (watching, stopping, telling):
+                for task in (watching, stopping, telling, looking):
                     task.cancel()
-                await asyncio.gather(watching, stopping, telling, return_exceptions=True)
-                notices.close()
+                await asyncio.gather(watching, stopping, telling, looking, return_exceptions=True)
+                links.close()
+                commits.close()
+
+    def _counts(self) -> tuple[Counts, ...]:
+        paths = (self.config.conflist, self.config.conflist.parent, self.config.leases)
+
+        def of_node() -> tuple[object, ...]:
+            return counting.of_links(), counting.of_sysctls(), counting.of_files(paths)
+
+        def own() -> int:
+            return self.firewall.changes
+
+        return Counts(of_node, own=own), Counts(self.firewall.counts, self.firewall.generation, own)
 
     def _sync_in_thread(self, objects: Mapping[str, Object]) -> bool:
         with beat.work("sync"):
             return self.sync(objects)
 
-    async def _tell_pods(self, api: ApiClient) -> None:
-        """Send the Events about pods. One that the API server does not take is lost; the log has its text too."""
-        events, self.care.events = self.care.events, []
+    async def _tell_events(self, api: ApiClient) -> None:
+        """Send the Events about pods and the Node. One that the API server does not take is lost; the log has it."""
+        events, self.care.events = [*self.care.events, *self.mendings.events()], []
         for event in events:
             try:
                 await api.create(f"/api/v1/namespaces/{event['metadata']['namespace']}/events", event)
             except ApiError as err:
                 log.debug("event not stored", reason=event["reason"], error=str(err))
 
-    async def _sync(self, objects: Mapping[str, Object]) -> float:
-        """Sync once. Returns the seconds until the next sync, if no Node changes before."""
+    async def _sync(self, objects: Mapping[str, Object]) -> float | None:
+        """Sync once. Returns the seconds until the next sync, if no Node changes before; None: the upkeep tells."""
         try:
             whole = await asyncio.to_thread(self._sync_in_thread, objects)
         except Exception as err:  # any error may be temporary, and the agent must attach pods meanwhile
@@ -429,7 +484,7 @@ class Agent:
             return RETRY_SECONDS
         if whole:
             beat.settled()
-        return RESYNC_SECONDS if whole else RETRY_SECONDS
+        return None if whole else RETRY_SECONDS
 
 
 def run(config: WiringConfig) -> None:

@@ -27,7 +27,7 @@ from podwire_base.kernel.nft import socket as nft_socket
 from podwire_base.kernel.nft.decode import Foreign
 from podwire_base.role import logs
 
-from . import forwarding, nodetable
+from . import forwarding, nodetable, tunneltable
 from .native import attach
 from .nodetable import NodeRules, OtherNet, PodRules
 from .types import Attachment, IPAddress, PortMapping
@@ -47,6 +47,7 @@ class Firewall:
         self._node: NodeRules | None = None
         self._pods: dict[Attachment, PodRules] = {}
         self._guarded = False
+        self.changes = 0  # pods that came and went
 
     def close(self) -> None:
         self._nft.close()
@@ -58,6 +59,22 @@ class Firewall:
         with self._lock:
             there = set(self._nft.tables())
         return all(table in there for table in nodetable.tables())
+
+    @property
+    def port_id(self) -> int:
+        """Returns the port id of the only connection that changes the tables."""
+        return self._nft.port_id
+
+    @staticmethod
+    def counts() -> tuple[tuple[str, int], ...]:
+        """Returns what the kernel counts of all tables of this role. Thread-safe. Raises OSError."""
+        with nft_socket.Connection() as conn:
+            return conn.counts((*nodetable.tables(), *tunneltable.tables()), contents=True)
+
+    @staticmethod
+    def generation() -> int:
+        with nft_socket.Connection() as conn:
+            return conn.generation()
 
     def layout(self) -> int:
         """Returns the layout of the existing tables; 0 if there are none, or if a version before 0.3 wrote them."""
@@ -155,6 +172,7 @@ class Firewall:
     def attach(self, owner: Attachment, pod: PodRules) -> None:
         """Add the pod's elements. Raises OSError; then the tables contain no element of the pod."""
         with self._lock:
+            self.changes += 1
             self._serve_localhost([pod])
             try:
                 self._change(pod)
@@ -171,6 +189,7 @@ class Firewall:
     def detach(self, owner: Attachment, pod: PodRules) -> None:
         """Remove the elements that `attach` wrote and that still exist. Elements of other pods stay."""
         with self._lock:
+            self.changes += 1
             self._pods.pop(owner, None)
             try:
                 self._change(pod, remove=True)

@@ -36,9 +36,16 @@ class PodCare:
         self.events: list[Object] = []
         self._before = frozenset[Attachment]()  # without a link at the last look
         self._told = set[Attachment]()
+        self._again = list[str]()
 
-    def look(self) -> None:
-        """Look once at all pods. Raises OSError."""
+    @property
+    def pending(self) -> bool:
+        """Whether pods lack their link, so that another look follows."""
+        return bool(self._before)
+
+    def look(self) -> list[str]:
+        """Look once at all pods. Returns a line for each that got its link again. Raises OSError."""
+        self._again = []
         vanished = self.plugin.vanished()
         known = self._known() if vanished else None
         for line in self.plugin.take_back(vanished, known, time.monotonic(), asked=bool(self._present())):
@@ -49,6 +56,7 @@ class PodCare:
         names = [lease.pod or str(lease.owner) for lease in lost]
         more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
         self.note = f"pods without their interface: {', '.join(names[:SHOWN])}{more}" if names else ""
+        return self._again
 
     def _present(self) -> list[Path]:
         return runtimes.present(self.sockets)
@@ -83,6 +91,7 @@ class PodCare:
             log.warn("interface made again", pod=lease.pod, container=owner.container_id, link=veth)
             text = f"another program deleted its interface {owner.ifname} ({veth} on the node); it was made again"
             self._event(lease, RESTORED, text)
+            self._again.append(f"{veth} of {lease.pod or owner}")
             return True
         if owner not in self._told:
             self._told.add(owner)

@@ -7,6 +7,7 @@ thread.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 from collections.abc import Iterable, Sequence
 from ipaddress import ip_address, ip_interface, ip_network
@@ -23,10 +24,17 @@ from podwire_base.kernel.netlink.socket import RouteSocket
 from . import routes
 from .nodetable import NodeRules
 from .plan import NodeNet, host_route
-from .types import IPAddress, IPInterface
+from .types import BRIDGE, IPAddress, IPInterface
 
 LINK_SCOPE, MAIN, NUD_PERMANENT = 253, 254, 0x80
 RTPROT_RA = 9
+WATCHED_SYSCTLS = (
+    "ipv4/ip_forward",
+    "ipv4/conf/all/send_redirects",
+    f"ipv4/conf/{BRIDGE}/send_redirects",
+    "ipv6/conf/all/forwarding",
+    *(f"ipv6/conf/{BRIDGE}/{key}" for key in ("accept_ra", "addr_gen_mode", "disable_ipv6")),
+)
 OURS = "0a:58:"  # the first bytes of the MAC of podwire's bridges
 
 
@@ -39,6 +47,13 @@ def uplink_mtu(name: str = "") -> int | None:
         if not index and (link := uplink()):
             index = ipr.link_lookup(ifname=link)
         return int(ipr.get_links(index[0])[0].get("IFLA_MTU")) if index else None
+
+
+def is_down(name: str) -> bool:
+    """Whether there is a link of this name that is set down or has no carrier."""
+    with contextlib.suppress(OSError), RouteSocket() as sock:
+        return bool(index := sock.index(name)) and not nl.carries(sock.ask([nl.get_link(index)])[0])
+    return False
 
 
 def has_ipv6() -> bool:
@@ -281,6 +296,13 @@ def _sysctls(node: NodeNet) -> list[str]:
             path.write_text(value)
             done.append(f"net.{key.replace('/', '.')}={value}")
     return done
+
+
+def sysctl(key: str) -> str:
+    """Returns the value of a sysctl below /proc/sys/net; "" if the kernel has none of that name."""
+    with contextlib.suppress(OSError):
+        return (Path("/proc/sys/net") / key).read_text().strip()
+    return ""
 
 
 def node_rules(node: NodeNet, native: Iterable[str] | None, unwanted: Sequence[IPAddress] = ()) -> NodeRules:

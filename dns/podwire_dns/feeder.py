@@ -26,7 +26,7 @@ from podwire_base.role import accept, beat, bugs, layout, logs
 from podwire_base.role.run import main, stop_event
 from podwire_base.role.status import RoleStatus
 
-from . import feed, names, schema
+from . import feed, names, nodeevents, schema
 from .apicalls import CountedClient
 from .build import Builder
 from .config import DnsConfig
@@ -213,7 +213,8 @@ async def _watch(feeder: Feeder, client: ClientConfig, group: asyncio.TaskGroup)
         feeder.api = api.calls
         paths = {**PATHS, "Pod": "/api/v1/pods"} if feeder.config.verify_pods else PATHS
         informers = [Informer(api, path, on_event=feeder.handler(kind), keep=_stub) for kind, path in paths.items()]
-        tasks = [group.create_task(informer.run()) for informer in informers]
+        tasks: list[asyncio.Task[Any]] = [group.create_task(informer.run()) for informer in informers]
+        tasks.append(group.create_task(nodeevents.follow(api, feeder.config.run_dir, feeder.config.node_name)))
         try:
             for informer in informers:
                 await informer.synced.wait()

@@ -213,6 +213,25 @@ def changed_tables(addresses: Iterable[str], port: int) -> list[str]:
     return changed
 
 
+@privileged
+def counts(addresses: Iterable[str]) -> list[list[object]]:
+    """Returns what is counted of `addresses` and of the notrack tables: which of the addresses are there, whether lo is
+    up, and the kernel's counts of the tables. Raises OSError.
+    """
+    from podwire_base.kernel.nft import ruleset as nft
+    from podwire_base.kernel.nft import socket as nft_socket
+
+    wanted, here = set(addresses), set(map(str, local_addresses()))
+    with RouteSocket() as sock:
+        up = nl.is_set_up(sock.ask([nl.get_link(LOOPBACK)])[0])
+    found: list[list[object]] = [["lo", up], ["addresses", *sorted(wanted & here)]]
+    if not nft_socket.missing():
+        with nft_socket.Connection() as connection:
+            tables = [nft.Table(family, TABLE) for family in ("ip", "ip6")]
+            found += [list(one) for one in connection.counts(tables, contents=True)]
+    return found
+
+
 def _content(rule: nft.Rule) -> tuple[object, str]:
     return rule.exprs, rule.comment
 

@@ -86,7 +86,8 @@ def report(server: Server, status: RoleStatus, node: NodeState | None = None) ->
     """Writes the status of the role. node: what the role repaired on its node."""
     data = server.answerer.data
     problem = server.broken or (node.problem if node is not None else "")
-    figures: dict[str, Any] = {"repairs": node.repairs, "repaired": node.last} if node is not None and node.last else {}
+    figures: dict[str, Any] = node.mendings.figures() if node is not None else {}
+    mended = node.mendings.words() if node is not None else ""
     if server.spares is not None and server.spares.spare is not None:
         figures["spare"] = server.spares.spare.pid
         if server.spares.ended:
@@ -98,10 +99,10 @@ def report(server: Server, status: RoleStatus, node: NodeState | None = None) ->
     elif not data.synced:
         status.update(ready=False, message="waits for the feeder's first zone", reason="NotSynced", **figures)
     elif not server.fed:
-        message = f"{len(data.answers)} answers of the last zone; the feeder is down"
+        message = f"{len(data.answers)} answers of the last zone; the feeder is down{mended}"
         status.update(ready=True, reason="Stale", message=message, answers=len(data.answers), **figures)
     else:
-        status.update(ready=True, message=f"{len(data.answers)} answers", answers=len(data.answers), **figures)
+        status.update(ready=True, message=f"{len(data.answers)} answers{mended}", answers=len(data.answers), **figures)
 
 
 def _memory() -> int:

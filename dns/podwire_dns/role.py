@@ -32,7 +32,9 @@ GARBAGE = 50_000
 SWITCH_SECONDS = 0.0002  # the maximum delay by the feed of a query that waits for the interpreter
 
 
-async def _main(config: DnsConfig, sources: Sources, heritage: Heritage, listener: socket.socket | None) -> None:
+async def _main(
+    config: DnsConfig, sources: Sources, heritage: Heritage, listener: socket.socket | None, node: NodeState
+) -> None:
     stop, parent = stop_event(), os.getppid()
     status = RoleStatus(config.run_dir, "dns", rights.write)
     async with Server(config, sources, stop, heritage, sharing=listener is not None) as server:
@@ -41,7 +43,6 @@ async def _main(config: DnsConfig, sources: Sources, heritage: Heritage, listene
                 "serving", listen=list(config.addresses()), port=config.port, upstreams=list(server.forwarder.down())
             )
         following = asyncio.create_task(sources.follow(config, log, server.reload))
-        node = NodeState()
         healing = asyncio.create_task(node.follow(lambda: server.config))
         sparing = asyncio.create_task(asyncio.sleep(0))
         if listener is not None:
@@ -100,8 +101,9 @@ def run(config: DnsConfig) -> None:
     gc.freeze()  # imported modules stay in memory
     gc.set_threshold(GARBAGE)  # reference cycles are rare: frequent collections would find no garbage
     heritage, listener = _heritage(real)
+    node = NodeState(config.node_name)
     rights.give_up(real, lambda: Sources(config))  # the last step: what comes after it has no rights
-    main("dns", _main(real, sources, heritage, listener))
+    main("dns", _main(real, sources, heritage, listener, node))
 
 
 def _heritage(config: DnsConfig) -> tuple[Heritage, socket.socket | None]:

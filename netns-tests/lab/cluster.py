@@ -70,7 +70,7 @@ def cluster(
         process = up(config, until_eof=True).process
         if outside:
             lab.make_outside()
-        with _watched(lab) if watched else contextlib.nullcontext():
+        with watched_nodes(lab) if watched else contextlib.nullcontext():
             yield lab
     except BaseException:  # print the last lines of the logs, which are deleted with the cluster
         print(last_words(config))
@@ -95,7 +95,7 @@ class Logs:
 
 
 @contextlib.contextmanager
-def _watched(lab: DemoLab) -> Iterator[None]:
+def watched_nodes(lab: DemoLab) -> Iterator[None]:
     """Record the namespace of every node until the cluster is removed."""
     spaces = [NetNS(node, lab.node_netns(node)) for node in lab.config.node_names()]
     logs = Logs(lab.config.name, spaces[0], lab.config)

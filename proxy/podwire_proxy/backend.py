@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 from podwire_base.kernel.ip import FAMILIES, Family
 from podwire_base.kernel.reasons import Reason
+from podwire_base.role.counts import Counts
 
 from .dataplane import Dataplane, Delta
 from .decide import Packet
@@ -156,6 +157,12 @@ class Kernel(Rules[N_contra, S_co, P_contra], Protocol[N_contra, S_co, P_contra]
 
     def foreign_commits(self) -> int:
         """Returns a number that grows when another program changes rules, as far as the kernel reports changes."""
+
+    def counts(self, planners: Sequence[N_contra]) -> Sequence[Counts]:
+        """Returns what is counted of the rules, for a look that costs little; (): the watches count themselves.
+
+        Thread-safe.
+        """
 
     def retire(self) -> list[str]:
         """Removes the rules of this backend's other variants. Returns a line for each item found."""

@@ -29,6 +29,7 @@ from podwire_base.kube.shape import misshapen
 from podwire_base.role import beat, layout, logs, web
 from podwire_base.role.run import main, stop_event, until_stopped
 from podwire_base.role.status import RoleStatus
+from podwire_base.role.upkeep import Mendings, Upkeep
 
 from . import backends, health, host, kubeproxyfile
 from .backend import families
@@ -44,7 +45,7 @@ from .memory import frugal
 from .metrics import Metrics
 from .objects import stub, triggered
 from .offline import configured, dry_run
-from .proxier import Proxier
+from .proxier import Proxier, Synced
 from .settings import SERVICE_LABELS, SERVICES, SLICE_LABELS, SLICES
 from .sweeper import Sweeper
 from .sync import RETRY_BUSY, Pacer
@@ -76,6 +77,8 @@ class Proxy:
         self.metrics.names = self.proxier.backend.metrics
         self.metrics.rules, self.metrics.counted = self.proxier.rule_counts, self.proxier.counted
         self.status = RoleStatus(self.config.run_dir, "proxy")
+        self.mendings = Mendings(log, "proxy", self.config.node_name)
+        self.upkeep = Upkeep(self.proxier.counts(), self._read_back, gather=0.0, again=0.0)  # the pacer paces
         self._reported = 0.0  # the time of the last report; a report too soon after it is postponed
         self._report_due = self._well = False
         self.problem = "waiting for the first lists of Services and EndpointSlices"
@@ -172,11 +175,10 @@ class Proxy:
             )
         self._read_node()
 
-    def _on_foreign(self) -> None:
-        heard = [watcher.changed() for watcher in self.proxier.watchers]  # every queue must be drained
-        if any(heard):
-            self._foreign = True
-            self._changed(full=True)
+    async def _read_back(self) -> None:
+        """Another program may have changed the rules."""
+        self._foreign = True
+        self._changed(full=True)
 
     # Syncing
 
@@ -209,9 +211,10 @@ class Proxy:
         self.claims.tell()
         if (self._foreign or not (asked or delta)) and done.operations:
             self.metrics.repairs += 1
-            log.warn("another program changed our rules; repaired", operations=done.operations, elements=done.elements)
+            self._tell_mended(done)
         self._foreign = False
         if full:
+            self.upkeep.settled()
             self._look_at_host()
         if done.operations or full:
             log.info(
@@ -223,6 +226,13 @@ class Proxy:
                 took_ms=done.seconds * 1000,
             )
         self._report()
+
+    def _tell_mended(self, done: Synced) -> None:
+        self.mendings.tell([f"Service rules ({done.operations} operations, {done.elements} elements)"])
+        for made in self.mendings.events():
+            self._post_event(
+                {"kind": "Node", "namespace": "default", "name": self.config.node_name}, partial(_as_made, made)
+            )
 
     def _look_at_host(self) -> None:
         try:
@@ -250,6 +260,7 @@ class Proxy:
             "endpoints": self.tracker.endpoints,
             "frontends": len(plane.frontends),
             "lost_claims": self.claims.count,
+            **self.mendings.figures(),
             "repairs": self.metrics.repairs,
             "failures": self.metrics.failures,
         }
@@ -269,6 +280,7 @@ class Proxy:
                 f"; {problem}"
                 for problem in (*self.proxier.told, *problems, *self.claims.status, *self._host, *self.sites.told())
             )
+            message += self.mendings.words()
             self.status.update(ready=True, message=message, **figures)
 
     async def _sync_loop(self) -> None:
@@ -276,12 +288,16 @@ class Proxy:
         before = self.proxier.foreign_commits()
         self._sync_once(loop)
         gc.freeze()
-        for watcher in self.proxier.watch():
-            loop.add_reader(watcher.fileno(), self._on_foreign)
+        watches = self.proxier.watch()
         # A foreign commit between the read-back and the watch may have changed the table.
         if self.proxier.foreign_commits() != before:
             self._foreign = not self.pacer.pending  # with pending changes, a difference may come from the API
             self._changed(full=True)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.upkeep.run(watches))
+            group.create_task(self._keep_syncing(loop))
+
+    async def _keep_syncing(self, loop: asyncio.AbstractEventLoop) -> None:
         while True:
             wait = self.pacer.due(time.monotonic())
             if wait > 0:
@@ -367,6 +383,10 @@ class Proxy:
         return Health(
             good, self.problem or ("an update waits" if late else "rules are up to date"), eligible(self._node)
         )
+
+
+def _as_made(event: meta.Object, _whom: meta.Object) -> meta.Object:
+    return event
 
 
 async def _served(api: ApiClient, path: str) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 
 from podwire_base.kernel.reasons import Reason
 from podwire_base.role import beat
+from podwire_base.role.counts import Counts
 
 from .backend import AnyBackend, Planner, Rules, Watch, families
 from .dataplane import Dataplane, Delta
@@ -107,6 +108,10 @@ class Proxier(Engine):
     def counted(self) -> Mapping[Reason, int]:
         """Returns packet counts by the reason code of the counting rules. Thread-safe."""
         return self.kernel.counted(self.planners)
+
+    def counts(self) -> Sequence[Counts]:
+        """Returns what is counted of the rules in the kernel. Thread-safe."""
+        return self.kernel.counts(self.planners)
 
     def foreign_commits(self) -> int:
         """Returns a number that grows when another program changes rules, as far as the kernel reports changes."""

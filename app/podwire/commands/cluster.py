@@ -25,10 +25,12 @@ from ..cluster.lifecycle import up as bring_up
 from ..cluster.publications import WORDS, BadPublication, parse
 from ..cluster.record import load
 from ..cluster.teardown import supervisor
-from .common import Failed, complete_clusters, err, local_clusters, make_table, out, print_table
+from .common import NAME_VARIABLE, Failed, complete_clusters, err, local_clusters, make_table, out, print_table
 
 name_option = click.option(
     "--name",
+    envvar=NAME_VARIABLE,
+    show_envvar=True,
     default="podwire",
     show_default=True,
     shell_complete=complete_clusters,

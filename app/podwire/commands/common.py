@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import click
 import yaml
+from click.core import ParameterSource
 from rich.console import Console
 from rich.table import Table
 
@@ -24,6 +25,7 @@ from ..cluster.config import BASE, ClusterConfig
 
 T = TypeVar("T")
 out = Console(highlight=False)
+NAME_VARIABLE = "PODWIRE_NAME"  # which cluster of this machine all commands of a shell mean
 _UNBOUNDED = 2000  # columns
 err = Console(stderr=True, highlight=False)
 
@@ -101,6 +103,7 @@ def kubeconfig_option(command: Callable[..., Any]) -> Callable[..., Any]:
     if "--name" not in {text for p in getattr(command, "__click_params__", ()) for text in p.opts}:
         command = click.option(
             "--name",
+            envvar=NAME_VARIABLE,
             expose_value=False,
             callback=keep_name,
             shell_complete=complete_clusters,
@@ -128,9 +131,12 @@ def find_kubeconfig(given: str | None, name: str = "") -> str:
     machine, or ~/.kube/config. Raises Failed.
     """
     context = click.get_current_context(silent=True)
-    if name := name or _kept(_NAME):
-        typed = context.get_parameter_source("kubeconfig") if context else None
-        if typed is click.core.ParameterSource.COMMANDLINE:
+    typed = context is not None and context.get_parameter_source("kubeconfig") is ParameterSource.COMMANDLINE
+    by_variable = context is not None and ParameterSource.ENVIRONMENT in map(
+        context.get_parameter_source, ("name", "cluster")
+    )
+    if (name := name or _kept(_NAME)) and not (typed and by_variable):
+        if typed:
             raise Failed("--name and --kubeconfig both choose a cluster: leave one out")
         path = BASE / name / "kubeconfig"
         if name not in local_clusters():

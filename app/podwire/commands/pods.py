@@ -22,7 +22,7 @@ from podwire_node.runtime import Container, Sandbox, read
 from ..cluster.config import BASE
 from ..cluster.record import load
 from .choosing import completing, pod_of, pods_by_selector
-from .common import Failed, complete_clusters, err, keep_name, local_cluster
+from .common import NAME_VARIABLE, Failed, complete_clusters, err, keep_name, local_cluster
 
 
 def cluster_option(command: Any) -> Any:
@@ -32,6 +32,7 @@ def cluster_option(command: Any) -> Any:
     return click.option(
         "--name",
         "cluster",
+        envvar=NAME_VARIABLE,
         default=None,
         callback=keep_name,
         shell_complete=complete_clusters,

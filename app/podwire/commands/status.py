@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -16,6 +17,7 @@ from podwire_base.kube.errors import ApiError, ConfigError, Refused
 from podwire_base.kube.meta import Object
 from podwire_base.kube.registry import of
 from podwire_base.kube.unattended import MISSING
+from podwire_base.patience import patient
 from podwire_base.role import beat
 from podwire_base.role.standing import HANGS
 from podwire_base.role.status import running, standings
@@ -24,7 +26,7 @@ from podwire_base.role.supervisor import read_state
 from .. import compiled
 from ..cluster.config import ClusterConfig
 from ..cluster.record import load
-from ..statuspage import Report, Seen, from_leases, late, record, text, with_lag
+from ..statuspage import Report, Seen, from_leases, late, record, text, waits, with_lag
 from .common import Failed, client_of, find_kubeconfig, kubeconfig_option, local_cluster
 
 PATHS = {
@@ -33,6 +35,8 @@ PATHS = {
     "services": "/api/v1/services",
     "slices": "/apis/discovery.k8s.io/v1/endpointslices",
 }
+EVENTS = "/api/v1/events"
+PATIENCE = 6.0  # seconds for the API server's answers
 AGAIN = 1.0  # seconds until the second look at a role that seems to lag
 EACH = 1.0  # seconds between two looks of --wait and --watch
 
@@ -96,10 +100,13 @@ async def _look(api: ApiClient, local: ClusterConfig | None) -> Seen:
     claims = leases.result()
     found = {kind: task.result() for kind, task in tasks.items()}
     lists = {kind: items for kind, items in found.items() if not isinstance(items, str)}
+    waiting = any(map(waits, lists.get("services", ())))
+    events = await read(EVENTS, fieldSelector="involvedObject.kind=Service") if waiting else []
     if isinstance(claims, str):
         found["leases"], claims = claims, []
     return Seen(
         **lists,
+        events=[] if isinstance(events, str) else events,
         reports=reports(local) if local else from_leases(claims, time.time()),
         processes=processes(local) if local else (),
         unreadable={kind: why for kind, why in found.items() if isinstance(why, str)},
@@ -129,16 +136,8 @@ async def look(api: ApiClient, local: ClusterConfig | None) -> Object:
         began = time.monotonic()
         await asyncio.sleep(AGAIN)
         assert local is not None  # only a cluster of this machine has reports that are read directly
-        later = Seen(seen.nodes, seen.pods, seen.services, seen.slices, reports(local), processes(local))
-        seen = Seen(
-            seen.nodes,
-            seen.pods,
-            seen.services,
-            seen.slices,
-            with_lag(later, behind, time.monotonic() - began),
-            later.processes,
-            seen.unreadable,
-        )
+        later = replace(seen, reports=reports(local), processes=processes(local))
+        seen = replace(later, reports=with_lag(later, behind, time.monotonic() - began))
     # a stock cluster has its own controllers
     return {**record(seen), "noController": await _unattended(api) if local else {}}
 
@@ -151,8 +150,8 @@ async def _until(kubeconfig: str | None, seconds: float, *, watch: bool, show: s
         try:
             local = _local(kubeconfig)
             async with ApiClient(client_of(kubeconfig)) as api:
-                body = await look(api, local)
-        except (ApiError, ConfigError, ExceptionGroup) as error:
+                body = await asyncio.wait_for(look(api, local), patient(PATIENCE))
+        except (ApiError, ConfigError, ExceptionGroup, TimeoutError) as error:
             known = Seen(reports=reports(local), processes=processes(local)) if local else Seen()
             body = {**record(known), "ok": False}
             body["problems"] = [
@@ -174,6 +173,8 @@ async def _until(kubeconfig: str | None, seconds: float, *, watch: bool, show: s
 def _cause(error: BaseException) -> str:
     while isinstance(error, ExceptionGroup):
         error = error.exceptions[0]
+    if isinstance(error, TimeoutError):
+        return f"it takes connections, but nothing came within {PATIENCE:.0f} s"
     return getattr(error, "message", "") or str(error)
 
 

@@ -309,6 +309,8 @@ def _conclude(inquiry: _Inquiry) -> None:
     _behind(inquiry, holder)
     _shadow(inquiry, holder)
     _announced(inquiry, holder)
+    if told := diagnose.without_address(holder or inquiry.target.service, inquiry.catalogue):
+        answer.warnings.append(told)
     if answer.verdict in ("forward", "pass") and not answer.reason:
         great = [line for line in answer.warnings if "(MTU)" in line]
         answer.reason = fault.MTU if great else ""

@@ -12,6 +12,7 @@ from podwire_base.kube.meta import Object, deleting, key, labels, name, namespac
 from podwire_base.role import hostports
 from podwire_base.role.hostports import HostPort
 
+from ..statuspage import NO_ADDRESS, waits
 from .catalogue import Catalogue, balancer_ips, counts, ended, is_ready, node_ips
 from .steps import fault
 
@@ -178,6 +179,15 @@ def announcer(ip: str, nodes: Mapping[str, Mapping[str, Any]]) -> str:
 
 def is_balancer(service: Object | None, ip: str) -> bool:
     return service is not None and ip in balancer_ips(service)
+
+
+def without_address(service: Object | None, catalogue: Catalogue) -> str:
+    """Returns why a Service has no address of a load balancer, "" if it has one or nobody told why."""
+    if service is None or not waits(service):
+        return ""
+    refused = (event for event in catalogue.events_about(service) if event.get("reason") in NO_ADDRESS)
+    why = next((str(event.get("message")) for event in refused), "")
+    return f"Service {key(service)} has no load balancer address: {why}" if why else ""
 
 
 def node_of(ip: str, via: str, catalogue: Catalogue) -> str:

@@ -363,6 +363,9 @@ def _no_route(course: _Course, way: Way, route: Route) -> Way:
     # a route that cannot be used is answered with ICMP; a blackhole and a martian source are silent
     verdict = "drop" if route.kind in ("blackhole", "martian") else "reject"
     cause = f"{where} has no way to {way.ip}: {route.error or route.kind}"
+    # the kernel removes the routes of a link that is set down
+    down = [link.name for link in facts.links.values() if not link.up and not link.master and link.name != "lo"]
+    cause += f"; its link {', '.join(down)} is down" if route.kind == "none" and down else ""
     return _cut(way, verdict, fault.NO_ROUTE, cause)
 
 

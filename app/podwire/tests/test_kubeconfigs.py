@@ -94,7 +94,7 @@ def clusters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for module in (config, common, merging, pods):
         monkeypatch.setattr(module, "BASE", base)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    for name in ("KUBECONFIG", "SUDO_UID", "SUDO_USER", "SUDO_GID"):
+    for name in ("KUBECONFIG", "PODWIRE_NAME", "SUDO_UID", "SUDO_USER", "SUDO_GID"):
         monkeypatch.delenv(name, raising=False)
     for number, name in enumerate(("podwire", "dev")):
         made = ClusterConfig(name=name, nodes=1, api_port=1000 + number)
@@ -124,6 +124,11 @@ def test_name_chooses_a_cluster_on_every_command(clusters: Path, monkeypatch: py
     assert "127.0.0.1:1001" in command("get", "pods", "--name", "dev")[1]
     assert "leave one out" in command("get", "pods", "--name", "dev", "--kubeconfig", "x")[1]
     assert "there are: dev, podwire" in command("get", "pods", "--name", "none")[1]
+    monkeypatch.setenv("PODWIRE_NAME", "dev")  # for all commands of a shell, and for `make up`
+    assert "127.0.0.1:1001" in command("get", "pods")[1]
+    assert command("kubeconfig")[1] == str(clusters / "dev" / "kubeconfig")
+    assert "127.0.0.1:1000" in command("get", "pods", "--name", "podwire")[1]
+    assert "127.0.0.1:1000" in command("get", "pods", "--kubeconfig", str(clusters / "podwire" / "kubeconfig"))[1]
 
 
 POD = "apiVersion: v1\nkind: Pod\nmetadata: {name: p}\nspec: {containers: [{name: c, image: i}]}\n"

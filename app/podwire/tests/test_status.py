@@ -164,6 +164,31 @@ def test_a_node_is_written_as_kubernetes_writes_it(status: str, word: str) -> No
     assert [row["status"] for row in body["nodes"]] == [word, "Unknown"]
 
 
+def test_a_service_that_gets_no_address_is_named_with_the_reason() -> None:
+    service: Object = {
+        "metadata": {"name": "full", "namespace": "d", "uid": "u1"},
+        "spec": {"type": "LoadBalancer", "ports": []},
+        "status": {"loadBalancer": {}},
+    }
+    told: Object = {
+        "involvedObject": {"kind": "Service", "namespace": "d", "name": "full", "uid": "u1"},
+        "reason": "PoolExhausted",
+        "message": "no free address in 192.0.2.0/30",
+    }
+    well = seen(proxy=Standing(True, "Ready", ""))
+
+    def problems(service: Object, *events: Object) -> list[str]:
+        return list(record(replace(well, services=[service], events=events))["problems"])
+
+    why = ["Service d/full has no load balancer address: no free address in 192.0.2.0/30"]
+    assert problems(service, told) == why
+    assert problems(service) == [], "another controller may be at it"
+    assert problems(service, {**told, "reason": "Created"}) == []
+    assert problems(service, {**told, "involvedObject": {**told["involvedObject"], "uid": "u0"}}) == [], "one before it"
+    assert problems({**service, "status": {"loadBalancer": {"ingress": [{"ip": "192.0.2.1"}]}}}, told) == []
+    assert problems({**service, "spec": {"type": "ClusterIP", "ports": []}}, told) == []
+
+
 def test_the_page_fits_80_columns_and_cuts_nothing() -> None:
     long = "the kernel refuses table podwire: " + "no space left on device " * 8
     service = {

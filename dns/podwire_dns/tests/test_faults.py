@@ -303,7 +303,7 @@ def test_errors_of_the_node_are_told_once(tmp_path: Path, monkeypatch: pytest.Mo
     assert "Operation not permitted" in node.problem
     monkeypatch.setattr(host, "ensure_addresses", list)
     node.look(config)
-    assert (node.problem, node.repairs) == ("", 1)
+    assert (node.problem, node.mendings.count) == ("", 1)
 
 
 def test_a_reload_that_keeps_an_address_keeps_its_sockets(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from podwire_base.kernel.ip import FAMILIES, Family
 from podwire_base.kernel.nft import socket as nft_socket
 from podwire_base.kernel.reasons import Reason
 from podwire_base.role import logs
+from podwire_base.role.counts import Counts
 
 from ..backend import NotGone, Watch
 from . import programs, withoutprograms
@@ -123,6 +124,9 @@ class Chains:
     def foreign_commits(self) -> int:
         """Returns the number of foreign commits; constant for the legacy variant, which does not report commits."""
         return self._generations.foreign() if self._generations else 0
+
+    def counts(self, planners: Sequence[Planner]) -> tuple[Counts, ...]:
+        return ()  # the watches compare counts at intervals
 
     def watch(self, planners: Sequence[Planner]) -> list[Watch]:
         if self._generations:

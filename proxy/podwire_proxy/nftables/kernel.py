@@ -12,6 +12,7 @@ from podwire_base.kernel.nft import socket as nft_socket
 from podwire_base.kernel.nft.codec import TableDump
 from podwire_base.kernel.reasons import PODS_FORWARDED, Reason, reason_of
 from podwire_base.role import logs
+from podwire_base.role.counts import Counts
 
 from ..backend import families
 from ..hostfacts import Foreign
@@ -68,6 +69,22 @@ class Tables:
 
     def foreign_commits(self) -> int:
         return self._conn.generation() - self._commits
+
+    def counts(self, planners: Sequence[Planner]) -> list[Counts]:
+        """Opens a connection for each look, so it is thread-safe. Elements are not counted: the watch tells of them,
+        and also when it lost a notification.
+        """
+        tables = [planner.layout.table for planner in planners]
+
+        def figures() -> tuple[tuple[str, int], ...]:
+            with nft_socket.Connection(self._ns_fd) as conn:
+                return conn.counts(tables)
+
+        def generation() -> int:
+            with nft_socket.Connection(self._ns_fd) as conn:
+                return conn.generation() - self._commits
+
+        return [Counts(figures, generation, lambda: self._commits)]
 
     def watch(self, planners: Sequence[Planner]) -> list[nft_socket.Watcher]:
         return [nft_socket.Watcher(p.layout.table, self._conn.port_id, self._ns_fd) for p in planners]

@@ -10,6 +10,7 @@ from typing import Any
 
 from podwire_base.kernel.ip import Family
 from podwire_base.kernel.reasons import Reason
+from podwire_base.role.counts import Counts
 from podwire_proxy.backend import Live, MetricNames, Setting, Trace, Watch
 from podwire_proxy.dataplane import Balance, Dataplane, Delta, Frontend, Key
 from podwire_proxy.decide import Packet, chosen, decide, remembered
@@ -146,6 +147,9 @@ class Memory:
 
     def foreign_commits(self) -> int:
         return 0
+
+    def counts(self, planners: Sequence[Planner]) -> list[Counts]:
+        return []
 
     def watch(self, planners: Sequence[Planner]) -> list[Watch]:
         return []

@@ -17,7 +17,9 @@ from .codec import CREATE, EXCL, NESTED, REPLACE, attr, find, host_u32, message,
 IPNetwork = IPv4Network | IPv6Network
 
 NEWLINK, DELLINK, GETLINK, SETLINK, NEWADDR, GETADDR = 16, 17, 18, 19, 20, 22
-NEWROUTE, DELROUTE, GETROUTE, NEWNEIGH, DELNEIGH = 24, 25, 26, 28, 29
+NEWROUTE, DELROUTE, GETROUTE, NEWNEIGH, DELNEIGH, GETNEIGH = 24, 25, 26, 28, 29, 30
+RTM_PROTOCOL = 5  # offset in struct rtmsg
+AF_UNSPEC = 0
 AF_INET, AF_BRIDGE, AF_INET6 = 2, 7, 10
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_MASTER, IFLA_PROTINFO, IFLA_LINKINFO, IFLA_IFALIAS, IFLA_NET_NS_FD = (
     1,
@@ -277,6 +279,26 @@ def link_of(body: bytes) -> tuple[str, int, int]:
 def all_links() -> bytes:
     """Returns the body of the request for all links."""
     return _link() + _NO_STATISTICS
+
+
+def link_facts(body: bytes) -> tuple[int, bool, int, int, bytes]:
+    """Returns (index, whether it is set up, MTU, index of its bridge or 0, MAC) of an RTM_NEWLINK body."""
+    found = parse(body[16:])
+    mtu, master = (int.from_bytes(found.get(kind) or b"", sys.byteorder) for kind in (IFLA_MTU, IFLA_MASTER))
+    return struct.unpack_from("=i", body, 4)[0], is_set_up(body), mtu, master, found.get(IFLA_ADDRESS) or b""
+
+
+def all_neighbours(fam: int) -> bytes:
+    """Returns the body of the request for all neighbour entries (AF_UNSPEC) or forwarding entries (AF_BRIDGE). For the
+    latter the kernel takes a struct ifinfomsg.
+    """
+    return _link() if fam == AF_BRIDGE else bytes(12)
+
+
+def is_permanent(body: bytes) -> bool:
+    """Whether an RTM_NEWNEIGH body is an entry that stays until somebody deletes it."""
+    state: int = struct.unpack_from("=H", body, 8)[0]
+    return bool(state & NUD_PERMANENT)
 
 
 def all_addresses() -> bytes:

@@ -39,6 +39,7 @@ HOOKS = {"prerouting": 0, "input": 1, "forward": 2, "output": 3, "postrouting": 
 HOOK_NAMES = {number: name for name, number in HOOKS.items()}
 NEW = {o.Table: 0, o.Chain: 3, o.Rule: 6, o.Set: 9, o.Elements: 12}
 GETTABLE, GETCHAIN, GETRULE, GETSET, GETSETELEM, NEWGEN, GETGEN = 1, 4, 7, 10, 13, 15, 16
+TABLE_USE, CHAIN_USE = 3, 6  # attributes: how many objects are in a table; how many rules a chain has, and uses of it
 F_INTERVAL, F_MAP, F_TIMEOUT, F_EVAL = 4, 8, 0x10, 0x20
 ELEM_INTERVAL_END = 1
 TABLE_OWNER = 2  # NFT_TABLE_F_OWNER

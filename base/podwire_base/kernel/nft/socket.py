@@ -7,7 +7,7 @@ from __future__ import annotations
 import contextlib
 import errno as errnos
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import TypeVar
 
 from ..netlink.codec import (
@@ -24,6 +24,7 @@ from ..netlink.codec import (
     to_text,
 )
 from ..netlink.socket import MANY_ANSWERS, NETFILTER, ROOM, SO_SNDBUFFORCE, Netlink, open_socket
+from ..netwatch import Step, attach_filter
 from . import anytable, codec
 from . import objects as o
 from .anytable import AnyTable
@@ -199,6 +200,30 @@ class Connection:
                 found.append(o.Rule(chain, (), comment, handle))
         return found
 
+    def counts(self, tables: Collection[o.Table], *, contents: bool = False) -> tuple[tuple[str, int], ...]:
+        """Returns what the kernel counts of these tables, which costs little whatever is in them: the uses of each
+        table and chain. A chain's uses are its rules, and the rules and elements that lead to it. contents: also how
+        many bytes the rules and elements have, for small tables. Raises NftError.
+        """
+        found = list[tuple[str, int]]()
+        for table in tables:
+            family, body = NFPROTO[table.family], text(1, table.name)
+            there = [
+                one for _, one in self._request(codec.GETTABLE, family, b"") if to_text(parse(one).get(1)) == table.name
+            ]
+            found += [(f"{table.family} {table.name}", to_int(parse(one).get(codec.TABLE_USE))) for one in there]
+            for _, one in self._request(codec.GETCHAIN, family, b"") if there else ():
+                chain = parse(one)
+                if to_text(chain.get(1)) == table.name:
+                    found.append((to_text(chain.get(3)), to_int(chain.get(codec.CHAIN_USE))))
+            if there and contents:
+                found.append(("rules", sum(len(one) for _, one in self._request(codec.GETRULE, family, body))))
+                sets = [to_text(parse(one).get(2)) for _, one in self._request(codec.GETSET, family, body)]
+                for name in sets:
+                    answers = self._request(codec.GETSETELEM, family, body + text(2, name))
+                    found.append((name, sum(len(one) for _, one in answers)))
+        return tuple(found)
+
     def elements(self, set_: o.Set) -> dict[bytes, o.Value]:
         """Returns the elements of one set, without expired elements. Raises NftError."""
         found: dict[bytes, o.Value] = {}
@@ -306,6 +331,55 @@ class Watcher:
         # Attribute 1 is the table's name in messages about tables, chains, rules, sets and elements.
         name = to_text(parse(body[4:]).get(1))
         return body[0] == NFPROTO[self.table.family] and name == self.table.name
+
+
+class Commits:
+    """Hears of every commit that other programs make, whatever the table: a hint to look at counts. A filter in the
+    kernel drops all that a commit changed, and the commits of our own connection.
+    """
+
+    def __init__(self, ours: int = 0, ns_fd: int | None = None) -> None:
+        """ours: the port id of our own Connection."""
+        self._sock = open_socket(NETFILTER, ns_fd, groups=[GROUP_NFTABLES])
+        try:
+            attach_filter(self._sock, commits_of_others(ours))
+            self._sock.setblocking(False)
+            self.changed()
+        except BaseException:
+            self._sock.close()
+            raise
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
+    def close(self) -> None:
+        self._sock.close()
+
+    def changed(self) -> bool:
+        """Read all waiting notifications. Returns False: which table was changed is not known."""
+        while True:
+            try:
+                self._sock.recv(ROOM)
+            except BlockingIOError:
+                return False
+            except OSError as err:
+                if err.errno != errnos.ENOBUFS:
+                    raise
+
+
+def commits_of_others(ours: int) -> list[Step]:
+    """Returns the filter of Commits: nlmsg_type at 4 is that of a new generation, and nlmsg_pid at 12 is not `ours`.
+    BPF reads numbers in network byte order, and netlink has them in that of the machine.
+    """
+    new = socket.htons(codec.SUBSYS & 0xFF00 | codec.NEWGEN)
+    return [
+        (0x28, 0, 0, 4),
+        (0x15, 0, 3, new),
+        (0x20, 0, 0, 12),
+        (0x15, 1, 0, socket.htonl(ours)),
+        (6, 0, 0, 0xFFFF),
+        (6, 0, 0, 0),
+    ]
 
 
 def apply(transaction: o.Transaction, ns_fd: int | None = None) -> None:

@@ -1,15 +1,15 @@
-"""Tells when another program changes what the agent keeps in the kernel: its routes, and the addresses and the state of
+"""Tells when another program changes what a role keeps in the kernel: its routes, and the addresses and the state of
 its links. I/O.
 
 The kernel sends each change of a route, an address and a link to all listeners, also those of pods' links, whose starts
 must not wait for this. So a filter in the kernel (classic BPF) passes on only:
 
-- a deleted route with podwire's protocol number,
+- a deleted route with the role's protocol number,
 - a deleted address of a watched link,
 - the end of a watched link, and that it was set down,
 - each new state of the uplink: routes that went with it do not come back by themselves.
 
-A bridge loses and gets its carrier with its last and first pod, which must not wake the agent either. The agent's own
+A bridge loses and gets its carrier with its last and first pod, which must not wake the role either. The role's own
 changes pass: a look that finds nothing to mend is cheap.
 
 Sources: rtnetlink(7), netlink(7), <linux/rtnetlink.h>, <linux/filter.h>.
@@ -17,17 +17,14 @@ Sources: rtnetlink(7), netlink(7), <linux/rtnetlink.h>, <linux/filter.h>.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import ctypes
 import errno
 import socket
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
-from podwire_base.kernel.netlink.socket import ROUTE, open_socket
-
-from .routes import PROTOCOL
+from .netlink.socket import ROUTE, open_socket
 
 # multicast groups: LINK, IPV4_IFADDR, IPV4_ROUTE, IPV6_IFADDR, IPV6_ROUTE
 GROUPS = (1, 5, 7, 9, 11)
@@ -38,13 +35,13 @@ _TYPE, _INDEX, _PROTOCOL, _FLAGS = 4, 20, 21, 24
 IFF_UP = 1
 _LOAD_WORD, _LOAD_HALF, _LOAD_BYTE, _EQUAL, _ANY_BIT, _RETURN = 0x20, 0x28, 0x30, 0x15, 0x45, 0x06
 _ALL = 0xFFFF
-GATHER_SECONDS, AGAIN_SECONDS = 0.1, 1.0  # from a notification to the repair, and from one repair to the next
 Step = tuple[int, int, int, int]  # code, jump if true, jump if false, constant
 
 
-def program(links: Iterable[int], uplink: int = 0) -> list[Step]:
-    """Returns the filter. links: the indexes of the watched links, at most 100. uplink: that of the uplink, or 0. BPF
-    reads numbers in network byte order, and netlink has them in that of the machine.
+def program(links: Iterable[int], uplink: int = 0, protocol: int = 0) -> list[Step]:
+    """Returns the filter. links: the indexes of the watched links, at most 100. uplink: that of the uplink, or 0.
+    protocol: that of the watched routes; 0: none. BPF reads numbers in network byte order, and netlink has them in that
+    of the machine.
     """
     own = [socket.htonl(index) for index in sorted({*links} - {uplink})]
     every, up = [*own, socket.htonl(uplink)], socket.htonl(IFF_UP)
@@ -60,7 +57,7 @@ def program(links: Iterable[int], uplink: int = 0) -> list[Step]:
         take,
         leave,
     ]
-    of_route = [(_LOAD_BYTE, 0, 0, _PROTOCOL), (_EQUAL, 0, 1, PROTOCOL), take, leave]
+    of_route = [(_LOAD_BYTE, 0, 0, _PROTOCOL), (_EQUAL, 0, 1, protocol or 0xFFFF), take, leave]
     kinds = ((NEWLINK, 0), (DELLINK, 0), (DELADDR, len(of_link)), (DELROUTE, len(of_link) + len(of_address)))
     first = [(_EQUAL, len(kinds) - at + before, 0, socket.htons(kind)) for at, (kind, before) in enumerate(kinds)]
     return [(_LOAD_HALF, 0, 0, _TYPE), *first, leave, *of_link, *of_address, *of_route]
@@ -74,8 +71,9 @@ def _one_of(numbers: list[int]) -> list[Step]:
 class NetWatch:
     """A socket in the network namespace of the calling thread. It becomes readable after a change."""
 
-    def __init__(self) -> None:
-        self._links, self._uplink = frozenset[int](), 0
+    def __init__(self, protocol: int = 0) -> None:
+        """protocol: the protocol number of the watched routes; 0: no routes are watched."""
+        self._links, self._uplink, self._protocol = frozenset[int](), 0, protocol
         self._sock = open_socket(ROUTE, groups=GROUPS)
         try:
             self._attach()
@@ -111,43 +109,17 @@ class NetWatch:
             found = True
 
     def _attach(self) -> None:
-        steps = program(self._links, self._uplink)
-        code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *step) for step in steps))
-        self._sock.setsockopt(
-            socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("@HP", len(steps), ctypes.addressof(code))
-        )
+        attach_filter(self._sock, program(self._links, self._uplink, self._protocol))
 
 
-class Notices:
-    """Calls `changed` in the running event loop soon after another program's change, and never twice in AGAIN_SECONDS:
-    a manager that takes away what the agent restores must not keep it busy.
-    """
-
-    def __init__(self, changed: Callable[[], None]) -> None:
-        self._changed, self._loop, self._watch = changed, asyncio.get_running_loop(), NetWatch()
-        self._looked, self._due = float("-inf"), False
-        self._loop.add_reader(self._watch.fileno(), self._heard)
-
-    def close(self) -> None:
-        self._loop.remove_reader(self._watch.fileno())
-        self._watch.close()
-
-    def looked(self, names: Iterable[str], uplink: str) -> None:
-        """The agent has just looked at the kernel's state. names: of the links to watch; a missing one is left out."""
-        self._watch.watch(filter(None, map(_index, names)), _index(uplink))
-        self._looked = self._loop.time()
-
-    def _heard(self) -> None:
-        if self._watch.changed() and not self._due:
-            self._due = True
-            self._loop.call_later(max(GATHER_SECONDS, self._looked + AGAIN_SECONDS - self._loop.time()), self._tell)
-
-    def _tell(self) -> None:
-        self._due = False
-        self._changed()
+def attach_filter(sock: socket.socket, steps: list[Step]) -> None:
+    """Let only the messages that a classic BPF program accepts reach the socket."""
+    code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *step) for step in steps))
+    sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("@HP", len(steps), ctypes.addressof(code)))
 
 
-def _index(name: str) -> int:
+def index_of(name: str) -> int:
+    """Returns the index of a link of the calling thread's network namespace; 0 if there is none of that name."""
     with contextlib.suppress(OSError):
         return socket.if_nametoindex(name)
     return 0

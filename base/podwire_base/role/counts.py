@@ -1,0 +1,41 @@
+"""Compares what is counted of the kernel's state with the last look. Pure; the callers read the kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+
+
+class Counts:
+    """What is counted of the kernel's state, compared with the last look.
+
+    generation: a number that stands still while only this role writes; None: there is no such number, so the figures
+    are read at each look. own: grows with each change by this role itself; such a change makes other figures right.
+    figures: the counts.
+    """
+
+    def __init__(
+        self,
+        figures: Callable[[], Hashable],
+        generation: Callable[[], int | None] = lambda: None,
+        own: Callable[[], int] = lambda: 0,
+    ) -> None:
+        self._figures, self._generation, self._own = figures, generation, own
+        self._last: tuple[int | None, int, Hashable] | None = None
+
+    def settled(self) -> None:
+        """The kernel's state is as it should be now. Raises OSError."""
+        own, generation = self._own(), self._generation()
+        self._last = generation, own, self._figures()
+
+    def differs(self) -> bool:
+        """Whether another program changed what is counted since the last look. Raises OSError."""
+        if self._last is None:
+            self.settled()
+            return False
+        generation, own, figures = self._last
+        now = self._generation()
+        if now is not None and (now, self._own()) == (generation, own):
+            return False
+        self.settled()
+        # our own changes meanwhile: what others changed beside them is told by the notifications
+        return self._last[1] == own and self._last[2] != figures
