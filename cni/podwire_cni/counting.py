@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import zlib
 from collections.abc import Hashable, Iterable
 from pathlib import Path
 
+from podwire_base.kernel.addresses import local_addresses, routes_by
 from podwire_base.kernel.netlink import rtnetlink as nl
 from podwire_base.kernel.netlink.socket import RouteSocket
 
@@ -25,17 +25,9 @@ def of_links() -> Hashable:
     """
     with RouteSocket() as sock:
         links = frozenset(map(nl.link_facts, sock.everything(nl.GETLINK, nl.all_links())))
-        addresses = frozenset(map(nl.address_of, sock.everything(nl.GETADDR, nl.all_addresses())))
-        own, others = set[int](), 0
-        for family in (nl.AF_INET, nl.AF_INET6):
-            for body in sock.everything(nl.GETROUTE, nl.all_routes(family)):
-                if body[nl.RTM_PROTOCOL] == routes.PROTOCOL:
-                    own.add(zlib.crc32(body))
-                else:
-                    others += 1
         entries = (sock.everything(nl.GETNEIGH, nl.all_neighbours(fam)) for fam in (nl.AF_UNSPEC, nl.AF_BRIDGE))
         permanent = sum(nl.is_permanent(body) for bodies in entries for body in bodies)
-    return links, addresses, frozenset(own), others, permanent
+    return links, frozenset(local_addresses()), routes_by(routes.PROTOCOL), permanent
 
 
 def of_files(paths: Iterable[Path]) -> Hashable:

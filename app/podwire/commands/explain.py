@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import click
 
 from podwire_base.kernel.netns import call_in
+from podwire_base.kube.client import config as client_config
 from podwire_base.kube.errors import ConfigError
 from podwire_proxy import backends
 from podwire_proxy.backend import NotGone
-from podwire_proxy.hostfacts import leftovers
+from podwire_proxy.hostfacts import Foreign, leftovers
 
 from ..cluster.config import ClusterConfig
 from ..cluster.record import load
@@ -27,6 +31,7 @@ from .common import Failed, kubeconfig_option, with_api
 from .pods import cluster_option, find_cluster
 
 HERE = "/proc/self/ns/net"
+API_SECONDS = 15.0
 # the option's earlier name
 former_name = click.option(
     "--cluster",
@@ -168,6 +173,34 @@ def _for_downgrade(place: Place, run_dir: Path) -> None:
     click.echo("pods, leases, rules and routes stay; now start the agent of the version before")
 
 
+def _release(kubeconfig: str | None, *, dry_run: bool) -> None:
+    """Take the finalizer off as far as the credentials allow, and say what could not be done."""
+    why = "no --kubeconfig says how to reach the API server"
+    if kubeconfig or client_config.in_cluster(os.environ):
+        try:
+            for line in with_api(kubeconfig, lambda api: asyncio.wait_for(release(api, dry_run=dry_run), API_SECONDS)):
+                click.echo(line)
+            return
+        except Failed as err:
+            why = err.message
+        except TimeoutError:
+            why = f"the API server did not answer within {API_SECONDS:.0f} s"
+    click.echo(
+        f"left alone: the finalizer of Services with a load balancer's address: {why}. Where podwire gave addresses, "
+        "run `podwire cleanup --load-balancers` with an admin's kubeconfig, or a deleted Service stays Terminating",
+        err=True,
+    )
+
+
+def _tell_others(others: Sequence[Foreign]) -> None:
+    """Say which tables and chains of other programs stay."""
+    for table in (table for one in others for table in one.tables):
+        if (name := table.partition(" ")[2]) in OWNERS:
+            click.echo(f"left alone: table {table}, which belongs to {OWNERS[name]}")
+    for left in leftovers(chain for one in others for chain in one.chains):
+        click.echo(f"left alone: {left}" + (f", of {left.owner} ({left.fix})" if left.owner else ""))
+
+
 @click.command("cleanup")
 @click.option("--dry-run", is_flag=True, help="List what would be removed, and rules of other programs.")
 @click.option("--node", help="A node of the cluster on this machine. Default: this machine.")
@@ -187,9 +220,9 @@ def _for_downgrade(place: Place, run_dir: Path) -> None:
 @click.option(
     "--load-balancers",
     is_flag=True,
-    help="Take podwire's finalizer off all Services of the cluster instead, so that none stays Terminating.",
+    help="Only take podwire's finalizer off all Services of the cluster, so that none stays Terminating.",
 )
-@click.option("--kubeconfig", envvar="KUBECONFIG", help="For --load-balancers; default: as for `podwire status`.")
+@click.option("--kubeconfig", envvar="KUBECONFIG", help="For the Services' finalizer.  [default: in-cluster]")
 @cluster_option
 @former_name
 def cleanup(
@@ -204,7 +237,8 @@ def cleanup(
 ) -> None:
     """Remove all rules of the Service proxy from a node's kernel. Services stop being served there.
 
-    Stop the proxy first: a running proxy writes its rules again.
+    Stop the proxy first: a running proxy writes its rules again. On this machine it also takes podwire's finalizer off
+    the cluster's Services, as far as the credentials allow.
     """
     if load_balancers:
         for line in with_api(kubeconfig, lambda api: release(api, dry_run=dry_run)):
@@ -229,8 +263,6 @@ def cleanup(
         raise Failed(f"{place.path}: {err.strerror}; this needs root" if err.strerror else str(err)) from err
     if not ours:
         click.echo("nothing of the proxy is here")
-    for table in (table for one in others for table in one.tables):
-        if (name := table.partition(" ")[2]) in OWNERS:
-            click.echo(f"left alone: table {table}, which belongs to {OWNERS[name]}")
-    for left in leftovers(chain for one in others for chain in one.chains):
-        click.echo(f"left alone: {left}" + (f", of {left.owner} ({left.fix})" if left.owner else ""))
+    if node is None and netns is None:
+        _release(kubeconfig, dry_run=dry_run)
+    _tell_others(others)

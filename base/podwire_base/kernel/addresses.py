@@ -30,6 +30,16 @@ def _routes(sock: RouteSocket, family: int) -> Iterator[bytes]:
     return sock.everything(nl.GETROUTE, nl.all_routes(family))
 
 
+def routes_by(protocol: int) -> tuple[frozenset[bytes], int]:
+    """Returns (the messages of the routes with this protocol number, the number of all other routes) of the calling
+    thread's network namespace. Raises OSError.
+    """
+    with RouteSocket() as sock:
+        found = [body for f in (nl.AF_INET, nl.AF_INET6) for body in _routes(sock, f)]
+    own = frozenset(body for body in found if body[nl.RTM_PROTOCOL] == protocol)
+    return own, sum(body[nl.RTM_PROTOCOL] != protocol for body in found)
+
+
 def destinations() -> tuple[nl.IPNetwork, ...]:
     """Returns the destinations of all routes but default routes, of every table, of the calling thread's network
     namespace. Raises OSError.

@@ -19,9 +19,9 @@ def event(
 ) -> Object:
     """Return a core/v1 Event.
 
-    about: an object reference: kind, namespace, name, and apiVersion and uid where they are known. reason: a word such
-    as FailedScheduling. now: seconds since the epoch. component, host: the role, and its node. suffix: the end of the
-    Event's name, if one message makes one Event; by default the API server makes a new name.
+    about: an object reference: kind, namespace (a Node has none), name, and apiVersion and uid where known. reason: a
+    word such as FailedScheduling. now: seconds since the epoch. component, host: the role, and its node. suffix: the
+    end of the Event's name, if one message makes one Event; by default the API server makes a new name.
     """
     stem = f"{about['name'][:200]}."
     source = {"component": component, **({"host": host} if host else {})}
@@ -30,7 +30,7 @@ def event(
         "kind": "Event",
         "metadata": {
             **({"name": stem + suffix} if suffix else {"generateName": stem}),
-            "namespace": about["namespace"],
+            "namespace": about.get("namespace", "default"),
         },
         "involvedObject": {"apiVersion": "v1", **about},
         "type": "Warning" if warning else "Normal",

@@ -82,10 +82,8 @@ class Mendings:
 
 def node_event(node: str, component: str, what: str, now: float) -> Object:
     """Return the Event about a Node, as the kubelet makes them: in the namespace `default`, the Node's name as uid."""
-    about = {"kind": "Node", "namespace": "default", "name": node, "uid": node}
-    made = event(about, MENDED, f"another program changed it, mended: {what}", now, component=component, host=node)
-    del made["involvedObject"]["namespace"]  # a Node has none
-    return made
+    about = {"kind": "Node", "name": node, "uid": node}
+    return event(about, MENDED, f"another program changed it, mended: {what}", now, component=component, host=node)
 
 
 class Upkeep:

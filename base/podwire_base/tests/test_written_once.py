@@ -214,6 +214,7 @@ ROLE_HALF = [
         'told = {"kind": "Event", "involvedObject": {}}',
         {
             "app/podwire/explain/catalogue.py": "it reads which object an Event is about",
+            "app/podwire/statuspage.py": "it reads which Service an Event is about",
             "controlplane/podwire_controlplane/rules/core.py": "the rule for the field",
             "base/podwire_base/kube/columns.py": "it reads the key for a column",
             "controlplane/podwire_controlplane/convert.py": "the names of the fields in both versions of an Event",
