@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import select
 import threading
 
 import pytest
@@ -183,3 +184,55 @@ def test_nft_prints_names_of_links(lab: Lab) -> None:
     assert '"veth1"' in listed
     ns.run(["nft", "-f", "-"], input="flush ruleset\n" + listed)
     assert ns.run(["nft", "list", "ruleset"]).stdout == listed
+
+
+def test_the_hooks_of_arp_devices_and_bridges_have_their_names(lab: Lab) -> None:
+    ns = lab.netns("hooks")
+    for line in (
+        "arp a; chain arp a i { type filter hook input priority 0; policy drop; }",
+        "arp a; chain arp a o { type filter hook output priority 0; }",
+        'netdev n; chain netdev n i { type filter hook ingress device "lo" priority 0; }',
+        "bridge b; chain bridge b f { type filter hook forward priority 0; }",
+    ):
+        ns.run(["nft", f"add table {line.replace('; chain', '; add chain', 1)}"])
+    with nft_socket.Connection(ns.fd) as conn:
+        found = {
+            (table.family, chain.name): (chain.hook, chain.devices, chain.policy)
+            for table in conn.everything()
+            for chain in table.chains.values()
+        }
+    assert found == {
+        ("arp", "i"): ("input", (), "drop"),
+        ("arp", "o"): ("output", (), "accept"),
+        ("netdev", "i"): ("ingress", ("lo",), "accept"),
+        ("bridge", "f"): ("forward", (), "accept"),
+    }
+
+
+def test_counts_change_with_each_change_and_commits_of_others_are_heard(lab: Lab) -> None:
+    ns = lab.netns("counts")
+    with nft_socket.Connection(ns.fd) as conn:
+        heard = nft_socket.Commits(conn.port_id, ns.fd)
+        try:
+            conn.commit(whole())
+            readable, _, _ = select.select([heard], [], [], 0.2)
+            assert not readable, "our own commit"
+            before = conn.counts([TABLE], contents=True)
+            assert before == conn.counts([TABLE], contents=True)
+            for harm in (
+                f"add rule ip {TABLE.name} target counter",
+                f"delete element ip {TABLE.name} cidrs {{ 192.168.0.0/24 }}",
+                f"flush chain ip {TABLE.name} pre",
+                f"delete table ip {TABLE.name}",
+            ):
+                ns.run(["nft", harm])
+                assert select.select([heard], [], [], 5)[0], harm
+                assert not heard.changed(), "a hint: the table is not known"
+                after = conn.counts([TABLE], contents=True)
+                assert after != before, harm
+                before = after
+            ns.run(["nft", "add table ip another"])
+            assert select.select([heard], [], [], 5)[0]
+            assert conn.counts([TABLE]) == before == ()
+        finally:
+            heard.close()

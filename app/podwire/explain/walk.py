@@ -19,7 +19,7 @@ from podwire_proxy import explain as services
 from podwire_proxy.decide import Packet, source
 from podwire_proxy.model import PROTOCOLS
 
-from . import arrive, legacy
+from . import arrive, devices, legacy
 from .facts import Facts, Route
 from .packets import Asked, destination, first_seen, redirected
 from .steps import Step, Walk, Way, fault
@@ -218,7 +218,7 @@ def _any_address(facts: Facts, dst: str) -> str:
 def _ways(course: _Course, iif: str) -> Iterator[Way]:
     """Everything before the route, then each way behind it."""
     asked, facts = course.asked, course.facts
-    if asked.origin == "link" and (ended := _on_the_bridge(course, iif)):
+    if asked.origin == "link" and (ended := _on_the_bridge(course, iif) or _on_device(course, "ingress", iif)):
         yield ended
         return
     hook = "output" if asked.origin == "node" else "prerouting"
@@ -267,6 +267,8 @@ def _on_the_bridge(course: _Course, iif: str) -> Way | None:
         return None
     mac = next((link.mac for link in sender.links.values() if link.kind == "veth"), "")
     bridge = facts.links[iif].mac if iif in facts.links else ""
+    if ended := _on_device(course, "ingress", sender.port):
+        return ended
     seen = course.seen
     course.seen = replace(seen, iif=sender.port, ether=(bridge, mac), family="bridge")
     ended = course.through("bridge", bases(facts, "bridge", "prerouting")) or course.through(
@@ -274,6 +276,34 @@ def _on_the_bridge(course: _Course, iif: str) -> Way | None:
     )
     course.seen = seen
     return ended
+
+
+def _on_device(course: _Course, hook: str, device: str) -> Way | None:
+    """The chains of one device, before or behind all others."""
+    chains = [_base(table, chain) for table, chain in devices.at(course.facts, hook, device)]
+    return course.through(f"{hook} of {device}", sorted(chains, key=lambda base: base.priority)) if chains else None
+
+
+def _to_device(course: _Course, way: Way, route: Route) -> Way | None:
+    """What a packet passes behind postrouting: its device, and on the way to a pod the bridge and the pod's port."""
+    facts = course.facts
+    course.doubts += devices.neighbour_doubts(facts, route.dev, route.via)
+    if ended := _on_device(course, "egress", route.dev):
+        return ended
+    receiver = facts.inside(way.ip)
+    if receiver is None or not receiver.port or receiver.port not in facts.links:
+        return None
+    if facts.links[receiver.port].master != route.dev:
+        return None
+    seen = course.seen
+    course.seen = replace(seen, family="bridge", iif="", oif=receiver.port)
+    try:
+        for hook in devices.BRIDGE_OUT:
+            if ended := course.through(f"bridge {hook}", bases(facts, "bridge", hook)):
+                return ended
+        return _on_device(course, "egress", receiver.port)
+    finally:
+        course.seen = seen
 
 
 def _services(course: _Course) -> Iterator[Way]:
@@ -333,7 +363,7 @@ def _behind(course: _Course, way: Way, iif: str) -> Way:
             state = "down" if not link.up else "without carrier: its other end is down"
             ended = _cut(way, "drop", fault.LINK_DOWN, f"link {route.dev} of node {facts.name or 'here'} is {state}")
         ended = ended or (course.through("forward", bases(facts, asked.family, "forward")) if hook else None)
-        ended = ended or _leaving(course, way, route)
+        ended = ended or _leaving(course, way, route) or _to_device(course, way, route)
     elif hook == "input":
         ended = course.through("input", bases(facts, asked.family, "input"))
     way.steps = [*told]

@@ -11,6 +11,7 @@ from podwire.commands import explain
 from podwire.main import cli
 from podwire_base.kube.client.http import ApiClient
 from podwire_base.kube.errors import Refused
+from podwire_proxy import backends
 
 KUBECONFIG = """
 apiVersion: v1
@@ -27,7 +28,7 @@ ADVICE = "podwire cleanup --load-balancers"
 def kubeconfig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """No kernel is touched."""
     for name, found in (("foreign", []), ("existing", ["table ip podwire"]), ("cleanup", ["table ip podwire"])):
-        monkeypatch.setattr(explain.backends, name, lambda found=found: found)
+        monkeypatch.setattr(backends, name, lambda found=found: found)
     for name in ("KUBECONFIG", "KUBERNETES_SERVICE_HOST", "PODWIRE_NAME"):
         monkeypatch.delenv(name, raising=False)
     (tmp_path / "config").write_text(KUBECONFIG)

@@ -392,3 +392,49 @@ def test_json_has_all_of_it() -> None:
         "reason": "", "cause": "", "masqueraded": False, "route": "",
     }  # fmt: skip
     assert {step["stage"] for step in found["steps"]} >= {"DNS", "source", "Service", "rules", "endpoint"}
+
+
+def on_device(hook: str, device: str, family: str = "netdev", verdict: str = "drop") -> AnyTable:
+    table = foreign(verdict, hook=hook)
+    chain = replace(table.chains["chain"], devices=(device,) if device else ())
+    return replace(table, family=family, chains={"chain": chain})
+
+
+@pytest.mark.parametrize(
+    ("at", "hook", "device", "family", "source", "target", "where"),
+    [
+        ("node1", "ingress", port_of("10.244.1.9"), "netdev", CLIENT, "web:80", f"ingress of {port_of('10.244.1.9')}"),
+        ("node1", "ingress", "podwire0", "netdev", CLIENT, "web:80", "ingress of podwire0"),
+        ("node1", "ingress", "podwire0", "inet", CLIENT, "web:80", "ingress of podwire0"),
+        ("node1", "egress", "eth0", "netdev", CLIENT, "data/db-0:5432", "egress of eth0"),
+        ("node2", "ingress", "eth0", "netdev", CLIENT, "data/db-0:5432", "ingress of eth0"),
+        (
+            "node1",
+            "egress",
+            port_of("10.244.1.2"),
+            "netdev",
+            CLIENT,
+            "pod/web-5d4-a",
+            f"egress of {port_of('10.244.1.2')}",
+        ),
+        ("node1", "output", "", "bridge", CLIENT, "pod/web-5d4-a", "bridge output"),
+        ("node1", "postrouting", "", "bridge", CLIENT, "pod/web-5d4-a", "bridge postrouting"),
+    ],
+)
+def test_chains_of_devices_and_of_the_bridge_are_in_the_way(
+    at: str, hook: str, device: str, family: str, source: str, target: str, where: str
+) -> None:
+    facts: Any = {at: {"tables": (on_device(hook, device, family),)}}
+    said = say(source, target, catalogue(), **facts)
+    assert (said.verdict, said.reason) == ("drop", fault.FOREIGN_RULE), said.cause
+    assert said.cause.endswith(f"of chain {family} fw chain ({where}) drops the packet")
+    other: Any = {at: {"tables": (on_device(hook, "other0" if device else "", "netdev" if device else "arp"),)}}
+    assert say(source, target, catalogue(), **other).verdict == "forward", "another device, and no hook of IP"
+
+
+def test_a_chain_that_may_drop_arp_is_a_doubt() -> None:
+    said = say(CLIENT, "data/db-0:5432", catalogue(), node1={"tables": (on_device("input", "", "arp"),)})
+    assert said.verdict == "forward", "the MAC may be known already"
+    assert any("arp fw chain (input) may drop the ARP of" in doubt for doubt in said.doubts)
+    said = say(CLIENT, "data/db-0:5432", catalogue(), node1={"tables": (on_device("input", "", "arp", "accept"),)})
+    assert said.doubts == []

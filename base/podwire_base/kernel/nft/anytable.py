@@ -16,6 +16,7 @@ from . import codec
 
 NAMES = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6"}
 _HOOKS = {0: "prerouting", 1: "input", 2: "forward", 3: "output", 4: "postrouting"}
+_ARP_HOOKS = {0: "input", 1: "output", 2: "forward"}  # linux/netfilter_arp.h
 _INGRESS = 5  # NF_INET_INGRESS
 F_CONSTANT, F_INTERVAL, F_MAP = 2, 4, 8
 ELEM_INTERVAL_END, ELEM_CATCHALL = 1, 2
@@ -92,7 +93,8 @@ def chain_of(family: str, body: bytes) -> tuple[str, AnyChain]:
     number = to_int(hook.get(1))
     devices = [to_text(hook[3])] if 3 in hook else [to_text(raw) for _, raw in walk(hook.get(4, b""))]
     ingress = number == _INGRESS or (family == "netdev" and number == 0)
-    named = "ingress" if ingress else "egress" if family == "netdev" else _HOOKS.get(number, str(number))
+    names = _ARP_HOOKS if family == "arp" else _HOOKS
+    named = "ingress" if ingress else "egress" if family == "netdev" else names.get(number, str(number))
     policy = "accept" if to_int(got.get(5), 1) else "drop"
     return table, AnyChain(
         name, named, to_text(got.get(7)), to_signed(hook.get(2, b"\0\0\0\0")), policy, tuple(filter(None, devices))
