@@ -458,7 +458,8 @@ class Agent:
         def own() -> int:
             return self.firewall.changes
 
-        return Counts(of_node, own=own), Counts(self.firewall.counts, self.firewall.generation, own)
+        # No notification tells of a pod's link, so a look after pods came and went must not take the links as right.
+        return Counts(of_node), Counts(self.firewall.counts, self.firewall.generation, own)
 
     def _sync_in_thread(self, objects: Mapping[str, Object]) -> bool:
         with beat.work("sync"):

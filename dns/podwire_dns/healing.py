@@ -46,7 +46,7 @@ class NodeState:
             await asyncio.to_thread(self.look, config())
             await asyncio.to_thread(loop.settled)
 
-        loop = Upkeep([Counts(counts)], mend, every=LOOK_SECONDS, unsettled=lambda: bool(self._told))
+        loop = Upkeep([Counts(counts, hinted=True)], mend, every=LOOK_SECONDS, unsettled=lambda: bool(self._told))
         try:
             await loop.run(self._watches)
         finally:

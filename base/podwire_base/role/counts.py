@@ -8,23 +8,26 @@ from collections.abc import Callable, Hashable
 class Counts:
     """What is counted of the kernel's state, compared with the last look.
 
-    generation: a number that stands still while only this role writes; None: there is no such number, so the figures
-    are read at each look. own: grows with each change by this role itself; such a change makes other figures right.
-    figures: the counts.
+    figures: the counts. generation: a number that stands still while only this role writes; None: there is no such
+    number, so the figures are read at each look. own: grows with each change by this role itself; such a change makes
+    other figures right. hinted: whether a hint of the kernel's can be about these (default: if there is a generation).
     """
 
     def __init__(
         self,
         figures: Callable[[], Hashable],
-        generation: Callable[[], int | None] = lambda: None,
+        generation: Callable[[], int] | None = None,
         own: Callable[[], int] = lambda: 0,
+        *,
+        hinted: bool = False,
     ) -> None:
         self._figures, self._generation, self._own = figures, generation, own
+        self.hinted = hinted or generation is not None
         self._last: tuple[int | None, int, Hashable] | None = None
 
     def settled(self) -> None:
         """The kernel's state is as it should be now. Raises OSError."""
-        own, generation = self._own(), self._generation()
+        own, generation = self._own(), self._generation() if self._generation else None
         self._last = generation, own, self._figures()
 
     def differs(self) -> bool:
@@ -33,7 +36,7 @@ class Counts:
             self.settled()
             return False
         generation, own, figures = self._last
-        now = self._generation()
+        now = self._generation() if self._generation else None
         if now is not None and (now, self._own()) == (generation, own):
             return False
         self.settled()

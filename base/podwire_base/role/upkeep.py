@@ -107,6 +107,7 @@ class Upkeep:
         self._unsettled, self._failed = unsettled, failed
         self._woken, self._sure = asyncio.Event(), False
         self._mended = self._read = float("-inf")
+        self._next = time.monotonic() + every
         self.looks = self.whole = 0
 
     def settled(self) -> None:
@@ -116,11 +117,11 @@ class Upkeep:
             for one in self._counts:
                 one.settled()
 
-    def differs(self) -> bool:
-        """Whether the counts differ from those of the last look."""
+    def differs(self, *, hint: bool = False) -> bool:
+        """Whether the counts differ from those of the last look. hint: look only at those that it can be about."""
         self.looks += 1
-        try:
-            found = [one.differs() for one in self._counts]  # each of them remembers what it saw
+        try:  # each of them remembers what it saw
+            found = [one.differs() for one in self._counts if one.hinted or not hint]
         except OSError as err:
             self._failed(err)
             return True
@@ -144,13 +145,15 @@ class Upkeep:
 
     async def _once(self) -> None:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._woken.wait(), self._every)
+            await asyncio.wait_for(self._woken.wait(), max(0.0, self._next - time.monotonic()))
         if self._woken.is_set():
             await asyncio.sleep(max(self._gather, self._mended + self._again - time.monotonic()))
         self._woken.clear()
+        if periodic := time.monotonic() >= self._next:  # hints must not put the periodic look off
+            self._next = time.monotonic() + self._every
         sure, self._sure = self._sure, False
         late = time.monotonic() - self._read >= WHOLE
-        if sure or late or self._unsettled() or await asyncio.to_thread(self.differs):
+        if sure or late or (periodic and self._unsettled()) or await asyncio.to_thread(self.differs, hint=not periodic):
             self.whole += 1
             self._mended = time.monotonic()
             await self._mend()

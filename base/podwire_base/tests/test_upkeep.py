@@ -220,3 +220,36 @@ def test_a_mending_is_told_in_log_status_counter_and_event(capsys: pytest.Captur
     mendings.tell(["another"])
     assert mendings.count == 3
     assert ["another" in one["message"] for one in mendings.events()] == [True], "the same again is one Event a minute"
+
+
+def test_hints_do_not_put_the_periodic_look_off() -> None:
+    """A kernel that commits all the time, and a change that only a periodic look can find."""
+    hint, kernel, links = Wire(False), Kernel(), Kernel()
+
+    async def work(loop: Upkeep, mended: list[float]) -> None:
+        reads = links.reads
+        hint.tell()
+        await until(lambda: loop.looks == 1)
+        assert links.reads == reads, "a hint is about the tables alone"
+        links.rules = 0
+        while not mended:
+            hint.tell()
+            await asyncio.sleep(0.005)
+
+    async def both() -> None:
+        mended: list[float] = []
+
+        async def mend() -> None:
+            mended.append(time.monotonic())
+
+        loop = Upkeep([kernel.counts(), Counts(links.figures)], mend, every=0.3, gather=0.0, again=0.0)
+        loop.settled()
+        task = asyncio.create_task(loop.run([hint]))
+        try:
+            await asyncio.wait_for(work(loop, mended), 20)
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            hint.close()
+
+    asyncio.run(both())
