@@ -16,6 +16,7 @@ from podwire_base.kernel.bpf import elf
 from podwire_base.kernel.ip import FAMILIES, Family
 from podwire_base.kernel.reasons import Reason
 from podwire_base.role import logs
+from podwire_base.role.counts import Counts
 from podwire_base.role.features import BPF_SOCKET_HOOKS, explain, judge
 from podwire_base.role.features import Kernel as Host
 from podwire_base.role.kernelconfig import running
@@ -148,6 +149,9 @@ class Kernel:
     def watch(self, planners: Sequence[Planner]) -> Sequence[Watch]:
         found: list[Watch] = [*self.beneath.watch([planner.beneath for planner in planners])]
         return [*found, Timer(self.pods.look)] if self.pods is not None and self.hooks is not None else found
+
+    def counts(self, planners: Sequence[Planner]) -> Sequence[Counts]:
+        return self.beneath.counts([planner.beneath for planner in planners])
 
     def counted(self, planners: Sequence[Planner]) -> Mapping[Reason, int]:
         return self.beneath.counted([planner.beneath for planner in planners])
