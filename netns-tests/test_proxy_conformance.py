@@ -274,7 +274,7 @@ def test_explain_and_cleanup_on_a_node(world: World) -> None:
     assert podwire("cleanup", "--dry-run")[1] == "would remove table ip podwire\n"
     assert podwire("cleanup")[1] == "removed table ip podwire\n"
     assert podwire("cleanup")[1] == "nothing of the proxy is here\n"
-    assert "no table podwire here" in podwire("explain", "node", f"{s.VIP}:{s.PORT}")[1]
+    assert "here is no table podwire, " in podwire("explain", "node", f"{s.VIP}:{s.PORT}")[1]
 
 
 def test_the_rules_tell_what_became_of_a_packet(world: World) -> None:

@@ -43,7 +43,7 @@ def explain(
     if claim:
         lines.append(f"Service      {claim[0]}: {claim[2]} of {claim[1]} endpoints ready")
     if live is None:
-        nothing = f"rules        there is no {' here, and no '.join(absent)}: no proxy has run"
+        nothing = f"rules        here is no {', no '.join(absent)}: no proxy has run"
         return Explanation(PASS, (*lines, nothing, "verdict      pass: routed as it is"))
     try:
         traces = list(live.traces(packet, node))

@@ -230,7 +230,7 @@ def test_a_services_name_is_never_taken_for_a_reason(backend: AnyBackend, sticky
 
 def test_a_node_without_rules() -> None:
     found = explain(None, s.INFO, s.packet(s.POD_A, s.VIP), absent=backends.places())
-    assert "there is no table podwire here, and no chains PODWIRE-*: no proxy has run" in found.lines[-2]
+    assert "here is no table podwire, no chains PODWIRE-*, no socket hooks: no proxy has run" in found.lines[-2]
 
 
 class Broken:
