@@ -20,6 +20,7 @@ PROXY_NAME_LABEL = "service.kubernetes.io/service-proxy-name"
 HEADLESS_LABEL = "service.kubernetes.io/headless"
 SERVICE_NAME_LABEL = "kubernetes.io/service-name"
 RESET_ANNOTATION = "podwire.io/reset-on-endpoint-removal"
+DESTROY_ANNOTATION = "podwire.io/destroy-tcp"  # the same wish, in the words of those who use socket hooks
 AFFINITY_SECONDS, DAY = 10800, 86400  # sessionAffinityConfig.clientIP.timeoutSeconds: default and maximum of the API
 NOBODY = ("255.255.255.255/32", f"{'ffff:' * 7}ffff/128")  # source ranges that match no packet
 _METADATA = {"labels": dict, "annotations": dict}
@@ -169,12 +170,13 @@ def _affinity(spec: Mapping[str, Any], problems: Problems) -> int:
 
 
 def _reset(service: meta.Object, problems: Problems) -> bool:
-    value = meta.annotations_of(service).get(RESET_ANNOTATION, "false")
-    if value not in ("true", "false"):
-        problems.add(
-            f"metadata.annotations[{RESET_ANNOTATION}]", f"{value!r} is neither 'true' nor 'false'; taken as 'false'"
-        )
-    return value == "true"
+    annotations, wanted = meta.annotations_of(service), False
+    for name in (RESET_ANNOTATION, DESTROY_ANNOTATION):
+        value = annotations.get(name, "false")
+        if value not in ("true", "false"):
+            problems.add(f"metadata.annotations[{name}]", f"{value!r} is neither 'true' nor 'false'; taken as 'false'")
+        wanted = wanted or value == "true"
+    return wanted
 
 
 def _policy(value: Any) -> Policy:

@@ -184,12 +184,13 @@ def test_attempts_stray_where_no_new_connection_goes() -> None:
     assert freed({front}) == [1]
 
 
-def test_tcp_flows_are_stale_only_where_a_service_asks() -> None:
+@pytest.mark.parametrize("annotation", ["podwire.io/reset-on-endpoint-removal", "podwire.io/destroy-tcp"])
+def test_tcp_flows_are_stale_only_where_a_service_asks(annotation: str) -> None:
     tracker = Tracker(NodeInfo("n1", ("172.30.0.11",)))
     asking, other = Key("10.96.0.1", "TCP", 80), Key("10.96.0.2", "TCP", 80)
     for name, key, answer in (("asking", asking, "true"), ("other", other, "yes")):
         made = service(name, key.ip, [port(80), port(81, "UDP", "u")])
-        made["metadata"]["annotations"] = {"podwire.io/reset-on-endpoint-removal": answer}
+        made["metadata"]["annotations"] = {annotation: answer}
         problems = tracker.service(f"default/{name}", made)
         assert bool(problems) == (answer == "yes")
         tracker.slice(
