@@ -15,6 +15,7 @@ from podwire_base.kube.table import columns
 from podwire_base.role import logtext
 from podwire_base.role.standing import Standing, overtaken
 from podwire_node.roles import ROLES
+from podwire_proxy.ebpf.maps import OFF
 
 WIDTH = 80
 AHEAD = 10.0  # seconds by which the clocks of two machines may differ
@@ -244,6 +245,12 @@ def problems(body: Object, nodes: Sequence[Object] | None) -> list[str]:
             f"{role} on {row['name']}: {stands['reason']}: {stands['message']}"
             for role, stands in row["roles"].items()
             if not stands["ready"]
+        ]
+        found += [  # ready, since nftables serves; but it is not what was asked for
+            f"{role} on {row['name']}: {part}"
+            for role, stands in row["roles"].items()
+            for part in str(stands["message"]).split("; ")
+            if stands["ready"] and part.startswith(OFF)
         ]
     return found
 

@@ -139,6 +139,11 @@ def test_lag_needs_two_looks() -> None:
     ("found", "problem"),
     [
         (seen(proxy=Standing(True, "Ready", "")), ""),
+        (seen(proxy=Standing(True, "Ready", "3 Services; socket hooks: on, for 2 namespaces")), ""),
+        (
+            seen(proxy=Standing(True, "Ready", "3 Services; socket hooks: off, nftables serves everything: no BPF")),
+            "proxy on node1: socket hooks: off, nftables serves everything: no BPF",
+        ),
         (seen(proxy=Standing(False, "NoProgress", "4 s")), "proxy on node1: NoProgress: 4 s"),
         (Seen([node(PodwireProxy="False")], [], [], []), "proxy on node1: R: why"),
         (Seen([node()], [], [], []), "node1: no agent of podwire has reported"),

@@ -95,7 +95,7 @@ class Kernel:
     @property
     def told(self) -> tuple[str, ...]:
         if self.hooks is None:
-            return (f"socket hooks: off, nftables serves everything: {self.problem}",)
+            return (f"{maps.OFF}, nftables serves everything: {self.problem}",)
         return (f"socket hooks: on, for {self.hooks.served} namespaces",)
 
     @property
