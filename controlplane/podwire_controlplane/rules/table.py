@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from podwire_base.kube.meta import Object
 
 from ..custom import definition
-from . import access, core, extensions, network, pods, services, storage, workloads
+from . import access, autoscaling, batch, core, extensions, network, pods, services, storage, workloads
 from .fields import Causes
 
 Check = Callable[[Object], Causes]
@@ -76,11 +76,11 @@ RULES: dict[tuple[str, ...], Rules] = {
         workloads.replica_set, workloads.deployment_update, workloads.replica_status, pods=_TEMPLATE
     ),
     ("apps", "StatefulSet"): Rules(workloads.stateful_set, workloads.stateful_set_update, pods=_TEMPLATE),
-    ("autoscaling", "HorizontalPodAutoscaler", "v1"): Rules(workloads.scaler_v1),
-    ("autoscaling", "HorizontalPodAutoscaler", "v2"): Rules(workloads.scaler),
+    ("autoscaling", "HorizontalPodAutoscaler", "v1"): Rules(autoscaling.scaler_v1),
+    ("autoscaling", "HorizontalPodAutoscaler", "v2"): Rules(autoscaling.scaler),
     ("autoscaling", "Scale"): Rules(workloads.scale),
-    ("batch", "CronJob"): Rules(workloads.cron_job, pods=(("spec", "jobTemplate", "spec", "template", "spec"),)),
-    ("batch", "Job"): Rules(workloads.job, workloads.job_update, pods=_TEMPLATE),
+    ("batch", "CronJob"): Rules(batch.cron_job, pods=(("spec", "jobTemplate", "spec", "template", "spec"),)),
+    ("batch", "Job"): Rules(batch.job, batch.job_update, pods=_TEMPLATE),
     ("coordination.k8s.io", "Lease"): Rules(core.lease),
     ("discovery.k8s.io", "EndpointSlice"): Rules(
         services.endpoint_slice,
