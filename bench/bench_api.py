@@ -340,7 +340,8 @@ async def _fill(folder: Path) -> None:
     from podwire_base.kube.registry import BY_PATH
     from podwire_controlplane.allocators import ServiceAllocator
     from podwire_controlplane.server.main import ServerConfig, bootstrap
-    from podwire_controlplane.server.objects import Objects, Scope, WriteOptions
+    from podwire_controlplane.server.objects import Objects
+    from podwire_controlplane.server.writes import Scope, WriteOptions
     from podwire_controlplane.store.sqlite import SqliteStore
 
     store = SqliteStore(folder / "store.db")

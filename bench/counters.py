@@ -239,7 +239,8 @@ def dns_answer(folder: Path) -> Counts:
 def object_create(folder: Path) -> Counts:
     from podwire_base.kube.registry import of
     from podwire_controlplane.allocators import ServiceAllocator
-    from podwire_controlplane.server.objects import Objects, Scope, WriteOptions
+    from podwire_controlplane.server.objects import Objects
+    from podwire_controlplane.server.writes import Scope, WriteOptions
     from podwire_controlplane.store.sqlite import SqliteStore
 
     async def work() -> Counts:

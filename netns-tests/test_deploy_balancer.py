@@ -25,7 +25,7 @@ from podwire_base.kube.errors import StatusError
 from podwire_base.kube.meta import Object
 from podwire_base.kube.registry import of
 from podwire_base.testing import recorded
-from podwire_controlplane.server.objects import Scope
+from podwire_controlplane.server.writes import Scope
 from podwire_proxy.l2.election import rank
 
 OVERLAY = Path(__file__).resolve().parents[1] / "deploy" / "overlays" / "load-balancer-only"

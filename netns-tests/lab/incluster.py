@@ -29,7 +29,8 @@ from podwire_controlplane.server import auth, pki
 from podwire_controlplane.server.app import make_app
 from podwire_controlplane.server.handlers import USER
 from podwire_controlplane.server.main import _listener
-from podwire_controlplane.server.objects import Objects, Scope, WriteOptions
+from podwire_controlplane.server.objects import Objects
+from podwire_controlplane.server.writes import Scope, WriteOptions
 from podwire_controlplane.store.memory import MemoryStore
 from podwire_controlplane.testing.inthread import InThread, tls
 from podwire_dns.rights import readable_by_others

@@ -23,6 +23,7 @@ from ..custom import definition as checks
 from ..custom import names
 from ..custom.rows import rows
 from ..store.base import StoredChange
+from .writes import Scope, WriteOptions
 
 if TYPE_CHECKING:
     from .objects import Objects
@@ -141,15 +142,11 @@ class Definitions:
                 self._serve(kind)
 
     async def _write_status(self, own: str) -> None:
-        from .objects import Scope, WriteOptions
-
         if (found := self.known.get(own)) is not None:
             await self.objects.update(Scope(_CRDS, "", own, "status"), found, WriteOptions())
 
     async def _end(self, own: str) -> None:
         """Delete the objects of a definition that is being deleted; then let it go."""
-        from .objects import Scope, WriteOptions
-
         found = self.known.get(own)
         if found is None or names.FINALIZER not in (found["metadata"].get("finalizers") or []):
             return
@@ -170,8 +167,6 @@ class Definitions:
                 await self._delete_all(row, space)
 
     async def _delete_all(self, row: Resource | None, space: str = "") -> None:
-        from .objects import Scope
-
         if row is None:
             return
         for item in await self.objects.store.scan(row.prefix(space)):

@@ -12,7 +12,8 @@ from podwire_base.kube.registry import of
 from podwire_base.kube.selectors import label_selector
 from podwire_base.kube.times import timestamp
 
-from .objects import Objects, Scope, WriteOptions, load
+from .objects import Objects
+from .writes import Scope, WriteOptions, load
 
 _PODS, _BUDGETS = of("Pod"), of("PodDisruptionBudget")
 _MOST = 2000  # pods in status.disruptedPods

@@ -29,13 +29,14 @@ from .accounts import Accounts
 from .answers import View
 from .authorizer import Authorizer
 from .evictions import evict
-from .objects import Objects, Scope, WriteOptions, Written, load, wire
+from .objects import Objects
 from .paths import Target
 from .query import BadVersion, ListOptions, boolean, list_options, version
 from .query import parse as parse_query
 from .reviews import Review, Reviews, user_info
 from .selection import selection
 from .watch import Hub, WatchRequest, reach
+from .writes import Scope, WriteOptions, Written, load, wire
 
 log = logs.get("apiserver")
 USER = web.RequestKey("user", auth.User)

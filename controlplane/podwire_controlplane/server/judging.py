@@ -19,7 +19,7 @@ from ..store.base import Conflict, Item, Store
 from ..strategies.base import forbidden
 
 if TYPE_CHECKING:
-    from .objects import Scope
+    from .writes import Scope
 
 _CLASSES = of("StorageClass")
 _RANGES, _SPACES, _QUOTAS, _PODS = of("LimitRange"), of("Namespace"), of("ResourceQuota"), of("Pod")

@@ -30,7 +30,8 @@ from .app import make_app
 from .claims import GRACE
 from .identities import Identities
 from .listening import KEEPALIVE_SECONDS, Guard, Listening
-from .objects import Objects, Scope, WriteOptions
+from .objects import Objects
+from .writes import Scope, WriteOptions
 
 log = logs.get("apiserver")
 KEEP_SECONDS = 5.0

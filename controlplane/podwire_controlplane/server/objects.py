@@ -9,8 +9,8 @@ import contextlib
 import random
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from podwire_base.kube import codec, errors
@@ -34,11 +34,11 @@ from .claims import Care, Claims, ServiceClaims, holding, leaving
 from .definitions import Definitions
 from .judging import Judges
 from .podcidrs import PodCidrClaims
+from .writes import Scope, WriteOptions, Written, check_name, finished, guard, load, propagate, same, told, wire
 
 if TYPE_CHECKING:
     from .gate import Gate
 
-PROPAGATION = {"Background": "", "Orphan": "orphan", "Foreground": "foregroundDeletion"}
 _NAMESPACES = of("Namespace")
 _NOTHING = contextlib.nullcontext()
 _LETTERS = "bcdfghjklmnpqrstvwxz2456789"  # no vowels, no 0, 1 or 3: generated names spell no words
@@ -46,66 +46,6 @@ _RETRIES = 8
 LAST_MOMENT = 253_402_300_799.0  # 9999-12-31T23:59:59Z: later times have no form
 _SYSTEM_METADATA = ("creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "generation", "selfLink")
 _IDENTITY = ("uid", "namespace", "name")  # left out by many clients; another value is refused
-
-
-@dataclass(frozen=True, slots=True)
-class WriteOptions:
-    """dry_run: check the request and answer, but store nothing. field_validation: Strict, Warn or Ignore (KEP-2885).
-    repeated: a text for each key that the body has twice. user: who writes; None for the server itself. manager: who
-    owns the fields that are written. force: an apply takes fields that others own.
-    """
-
-    dry_run: bool = False
-    field_validation: str = "Warn"
-    repeated: tuple[str, ...] = ()
-    user: User | None = None
-    manager: str = "podwire"
-    force: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Written:
-    """raw: the stored object in wire form. warnings: for the client. created: the status is 201 if true, else 200."""
-
-    raw: bytes
-    warnings: tuple[str, ...] = ()
-    created: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Scope:
-    """The object or collection of a request. name: "" for a collection. sub: the subresource, "" for none."""
-
-    resource: Resource
-    namespace: str
-    name: str = ""
-    sub: str = ""
-
-    @property
-    def key(self) -> str:
-        return self.resource.key(self.namespace, self.name)
-
-
-@contextlib.contextmanager
-def told(warnings: Callable[[], tuple[str, ...]]) -> Iterator[None]:
-    """Give a refusal the warnings that the client would get with an acceptance."""
-    try:
-        yield
-    except StatusError as err:
-        err.warnings = (*warnings(), *err.warnings)
-        raise
-
-
-def wire(item: Item, resource: Resource | None = None) -> bytes:
-    """Return the wire form of a stored object, as the version of `resource` shows it."""
-    raw = codec.with_revision(item.value, item.revision)
-    return raw if resource is None else convert.served_bytes(resource, raw)
-
-
-def load(item: Item) -> Object:
-    """Return a new mutable copy of a stored object, with its resourceVersion."""
-    obj: Object = codec.decode(wire(item))
-    return obj
 
 
 class Objects:
@@ -326,7 +266,7 @@ class Objects:
             if resource_version(obj) in ("", "0") and not unconditional(scope.resource):
                 why = invalid("metadata.resourceVersion", 0, "must be specified for an update")
                 raise errors.invalid(scope.resource, scope.name, [why])
-            _guard(scope, before, obj)
+            guard(scope, before, obj)
             fresh: Object = codec.decode(codec.dumps(obj))
             return fresh
 
@@ -344,7 +284,7 @@ class Objects:
                 after, warnings = self._shape(scope.resource, codec.decode(codec.dumps(after)), options)
             except StatusError as err:
                 raise errors.invalid_patch(err.message) from err
-            _guard(scope, before, after, uids=False)
+            guard(scope, before, after, uids=False)
             return after
 
         with told(lambda: warnings):
@@ -369,9 +309,9 @@ class Objects:
                 if options.repeated and options.field_validation == "Strict":
                     raise
                 raise StatusError(500, "", f"failed to convert the applied object: {err.message}") from None  # upstream
-            _check_name(scope, after)
+            check_name(scope, after)
             if before is not None:
-                _guard(scope, before, after, uids=False)
+                guard(scope, before, after, uids=False)
             return after
 
         for _ in range(_RETRIES):
@@ -440,11 +380,11 @@ class Objects:
             risen = scope.sub != "status" and strategy.changed(after, before)
             after["metadata"]["generation"] = int(before["metadata"].get("generation", 1)) + risen
         value = codec.encode(convert.stored(resource, after))
-        if _same(codec.decode(value), codec.decode(item.value)):
+        if same(codec.decode(value), codec.decode(item.value)):
             return Written(wire(item, resource), heard)
         if options.dry_run:
             return Written(convert.served_bytes(resource, codec.with_revision(value, item.revision)), heard)
-        if _finished(strategy, after):
+        if finished(strategy, after):
             gone = await self._remove(scope, after, item.revision)
             return Written(convert.served_bytes(resource, codec.with_revision(value, gone.revision)), heard)
         return Written(wire(await self.store.put(scope.key, value, item.revision), resource), heard)
@@ -481,7 +421,7 @@ class Objects:
             new = ownership.scaled(old, kind, body, options.manager, now, options.force)
             if causes := scale.wrong(new):
                 raise errors.invalid(scale.SCALE, scope.name, causes)
-            _guard(whole, before, new)
+            guard(whole, before, new)
             after = scale.with_replicas(resource, before, new)
             scaled = managers.decode(new["metadata"].get("managedFields"), known=True)
             ownership.put(after, scale.to_object(managed, scaled, where, resource.api_version))
@@ -539,11 +479,11 @@ class Objects:
             strategy = strategy_of(scope.resource)
             strategy.check_delete(scope.name)
             marked = self._mark(strategy, obj, options.get("gracePeriodSeconds"))
-            _propagate(marked, options)
+            propagate(marked, options)
             if dry_run:
-                return codec.with_revision(codec.encode(marked), item.revision), _finished(strategy, marked)
+                return codec.with_revision(codec.encode(marked), item.revision), finished(strategy, marked)
             try:
-                if _finished(strategy, marked):
+                if finished(strategy, marked):
                     change = await self._remove(scope, obj, item.revision)
                     last = codec.encode(marked) if scope.resource.qualified == "pods" else item.value
                     return codec.with_revision(last, change.revision), True
@@ -586,64 +526,3 @@ class Objects:
             return {**before, "spec": {**before.get("spec", {}), "finalizers": left}}
 
         return await self._modify(scope, change, WriteOptions(), ())
-
-
-def _propagate(obj: Object, options: Object) -> None:
-    """Add the finalizer for propagationPolicy Orphan or Foreground. The garbage collector removes the finalizer after
-    it has processed the dependents.
-    """
-    policy = options.get("propagationPolicy") or ("Orphan" if options.get("orphanDependents") else "Background")
-    if policy not in PROPAGATION:
-        raise errors.bad_request(f"propagationPolicy: {policy!r} is not supported; one of {', '.join(PROPAGATION)}")
-    held = obj["metadata"].get("finalizers") or []
-    if PROPAGATION[policy] and PROPAGATION[policy] not in held:
-        obj["metadata"]["finalizers"] = [*held, PROPAGATION[policy]]
-
-
-def _guard(scope: Scope, before: Object, after: Object, uids: bool = True) -> None:
-    """Raise a conflict if the client's resourceVersion or uid differs from that of the stored object (optimistic
-    locking). Fields that the client leaves out are not compared. uids: whether the uid is compared: that of a patch is
-    validated as any other field.
-    """
-    space = after["metadata"].get("namespace")
-    if space and space != before["metadata"].get("namespace"):
-        raise errors.bad_request(
-            "the namespace of the provided object does not match the namespace sent on the request"
-        )
-    wanted = resource_version(after)
-    if wanted and not (wanted.isascii() and wanted.isdecimal()):
-        raise StatusError(500, "", f"metadata.resourceVersion: {wanted[:80]!r} is not a number")  # as upstream
-    if wanted not in ("", "0", resource_version(before)):
-        raise errors.conflict(scope.resource, scope.name)
-    if uids and uid(after) not in ("", uid(before)):
-        raise errors.conflict(scope.resource, scope.name, f"uid {uid(after)} is of an earlier object of this name")
-
-
-def _check_name(scope: Scope, obj: Object) -> None:
-    """Refuse an applied object that has another name or namespace than the URL, or none."""
-    if name(obj) != scope.name:
-        raise errors.bad_request(
-            f"the name of the object ({name(obj)}) does not match the name on the URL ({scope.name})"
-            if name(obj)
-            else f"the name of the object ({scope.name} based on URL) was undeterminable: name must be provided"
-        )
-    space = obj["metadata"].get("namespace")
-    if space and scope.namespace and space != scope.namespace:
-        raise errors.bad_request(
-            f"the namespace of the object ({space}) does not match the namespace on the request ({scope.namespace})"
-        )
-
-
-def _same(old: Object, new: Object) -> bool:
-    """Whether nothing changed but the times in managedFields. Both objects are the caller's own."""
-    before, after = (obj["metadata"].pop("managedFields", None) for obj in (old, new))
-    return old == new and managers.equal(before, after)
-
-
-def _finished(strategy: Strategy, obj: Object) -> bool:
-    """Whether the object can be removed from the store: it has a deletionTimestamp, no finalizer and no grace
-    period.
-    """
-    if not deleting(obj) or obj["metadata"].get("finalizers") or obj["metadata"].get("deletionGracePeriodSeconds"):
-        return False
-    return not strategy.held(obj)

@@ -9,7 +9,8 @@ from podwire_base.kube.meta import Object
 from podwire_base.kube.registry import of
 from podwire_base.kube.times import timestamp
 
-from .objects import Objects, Scope, WriteOptions
+from .objects import Objects
+from .writes import Scope, WriteOptions
 
 NAME = "kubernetes"
 

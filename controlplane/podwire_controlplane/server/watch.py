@@ -23,8 +23,8 @@ from .. import convert
 from ..store.base import Compacted, Item, Store, StoredChange
 from . import answers, media
 from .answers import View
-from .objects import wire
 from .selection import Selection
+from .writes import wire
 
 BOOKMARK_EVERY = 30.0
 TOO_LARGE_SECONDS = 3.0  # how long a list or watch waits for a revision of the future, as upstream

@@ -14,7 +14,8 @@ from podwire_base.testing.builders import NOW
 from podwire_controlplane.allocators import ServiceAllocator
 from podwire_controlplane.controllers.base import Snapshot
 from podwire_controlplane.server.claims import PORTS, claimant
-from podwire_controlplane.server.objects import Objects, Scope, WriteOptions, Written
+from podwire_controlplane.server.objects import Objects
+from podwire_controlplane.server.writes import Scope, WriteOptions, Written
 from podwire_controlplane.store.base import Item, Store
 from podwire_controlplane.store.memory import MemoryStore
 

@@ -27,7 +27,8 @@ from podwire_controlplane.server.app import make_app
 from podwire_controlplane.server.fairness import Fairness
 from podwire_controlplane.server.listening import Guard, Listening
 from podwire_controlplane.server.main import _listener
-from podwire_controlplane.server.objects import Objects, Scope, WriteOptions
+from podwire_controlplane.server.objects import Objects
+from podwire_controlplane.server.writes import Scope, WriteOptions
 from podwire_controlplane.store.memory import MemoryStore
 
 from .inthread import InThread, tls

@@ -17,7 +17,7 @@ from podwire_base.kube.meta import Object, key
 from podwire_base.testing.builders import run, service
 from podwire_controlplane.allocators import addresses_of, pod_cidrs_of, ports_of
 from podwire_controlplane.server.claims import GRACE
-from podwire_controlplane.server.objects import WriteOptions
+from podwire_controlplane.server.writes import WriteOptions
 from podwire_controlplane.store.base import Item, Store, StoredChange
 from podwire_controlplane.store.memory import MemoryStore
 from podwire_controlplane.store.sqlite import SqliteStore

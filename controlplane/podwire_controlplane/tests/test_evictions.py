@@ -13,7 +13,7 @@ from podwire_base.testing.builders import NOW, pod, replica_set, stored
 from podwire_controlplane.controllers import disruption
 from podwire_controlplane.controllers.base import owner_reference
 from podwire_controlplane.server.evictions import evict
-from podwire_controlplane.server.objects import WriteOptions
+from podwire_controlplane.server.writes import WriteOptions
 
 from ..testing.builders import World, snapshot
 from .test_objects import in_world, refused

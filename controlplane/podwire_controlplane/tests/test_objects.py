@@ -111,7 +111,7 @@ def test_namespace_must_exist_and_not_be_going() -> None:
 
 
 def _options() -> Any:
-    from podwire_controlplane.server.objects import WriteOptions
+    from podwire_controlplane.server.writes import WriteOptions
 
     return WriteOptions()
 
@@ -220,7 +220,7 @@ def test_unknown_fields(mode: str) -> None:
     async def work(world: World) -> None:
         before = await world.state()
         scope = world.scope("Service")
-        from podwire_controlplane.server.objects import WriteOptions
+        from podwire_controlplane.server.writes import WriteOptions
 
         options = WriteOptions(field_validation=mode)
         if mode == "Strict":
