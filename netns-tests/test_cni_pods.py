@@ -165,7 +165,7 @@ def test_an_uplink_that_was_down_is_used_again_as_it_was(cluster: Cluster) -> No
     before = sorted(two.links())
     wire("down")
     try:
-        wait_until(lambda: two.status().get("reason") == "RouteRefused", "the agent looks at its routes, and says so")
+        wait_until(lambda: two.status().get("reason") == "LinkDown", "the agent looks at its routes, and says so")
         assert sorted(two.links()) == before
     finally:
         wire("up")

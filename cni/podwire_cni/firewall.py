@@ -67,9 +67,17 @@ class Firewall:
 
     @staticmethod
     def counts() -> tuple[tuple[str, int], ...]:
-        """Returns what the kernel counts of all tables of this role. Thread-safe. Raises OSError."""
+        """Returns what the kernel counts of all tables of this role, and of the chains FORWARD whether they drop and
+        how many rules there are this role's. Thread-safe. Raises OSError.
+        """
         with nft_socket.Connection() as conn:
-            return conn.counts((*nodetable.tables(), *tunneltable.tables()), contents=True)
+            found = list(conn.counts((*nodetable.tables(), *tunneltable.tables()), contents=True))
+            for name in forwarding.CHAINS:
+                chain = conn.chain(name.table, name.name)
+                ours = forwarding.ours(conn.rules(chain)) if chain is not None else []
+                place = f"{name.table.family} {name.table.name} {name.name}"
+                found += [(f"{place} drops", forwarding.drops(chain)), (place, len(ours))]
+            return tuple(found)
 
     @staticmethod
     def generation() -> int:

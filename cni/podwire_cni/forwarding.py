@@ -51,12 +51,17 @@ def _inside(net: IPv4Network | IPv6Network, at: int, size: int) -> tuple[nft.Pay
     )
 
 
+def ours(present: Iterable[nft.Rule]) -> list[nft.Rule]:
+    """Returns those of a chain's rules that are podwire's."""
+    return [rule for rule in present if rule.comment.startswith(PODS_FORWARDED)]
+
+
 def plan(chain: nft.Chain | None, present: Sequence[nft.Rule], cidrs: Iterable[str]) -> nft.Transaction:
     """Returns the transaction that makes podwire's rules in the chain right; empty if they are. chain: as it was read.
     present: its rules. cidrs: the addresses of pods.
     """
-    ours = [rule for rule in present if rule.comment.startswith(PODS_FORWARDED)]
+    mine = ours(present)
     wanted = rules(chain, cidrs) if chain is not None and drops(chain) else []
-    if [rule.comment for rule in ours] == [rule.comment for rule in wanted]:
+    if [rule.comment for rule in mine] == [rule.comment for rule in wanted]:
         return nft.Transaction()
-    return nft.Transaction().delete(*ours).add(*wanted)
+    return nft.Transaction().delete(*mine).add(*wanted)
