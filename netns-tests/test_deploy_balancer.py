@@ -175,7 +175,7 @@ def test_the_rights_are_what_is_used_and_nothing_more(site: Site) -> None:
     assert [set(n["roles"]) for n in json.loads(found)["nodes"]] == [{"lb"}, {"lb"}]
     for account in (AGENT, GIVER):
         asked, granted = site.api.asked[account], site.api.granted[account]
-        site.until(partial(set.issuperset, asked, granted), "all are used")
+        site.until(partial(set.issuperset, asked, granted), f"all are used: {granted - asked}")
         # `podwire status` asks for these too, and does without them
         more = {("list", "", "pods"), ("list", "", "events")} - granted
         assert asked - more == granted

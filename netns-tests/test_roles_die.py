@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 import pytest
 from dnslib import DNSRecord
@@ -161,15 +162,23 @@ def strike(lab: DemoLab, draw: random.Random) -> str:
     """Kills or stops one role, and returns when a role of that name runs. Returns what it did."""
     roles = [*((node, role) for node in ("node1", "node2") for role in NODE_ROLES), *((None, r) for r in CLUSTER_ROLES)]
     node, role = draw.choice(roles)
-    before = wait_for(lambda: pid_of(lab, node, role), 30)
+
+    def running() -> int:
+        """the role runs: what the agent wrote may be older than the agent's own end"""
+        pid = pid_of(lab, node, role)
+        return pid if pid and Path(f"/proc/{pid}").exists() else 0
+
+    before = wait_for(running, 30)
     if draw.random() < 0.3:
-        os.kill(before, signal.SIGSTOP)
-        try:
-            time.sleep(draw.uniform(0.1, STOPPED_SECONDS))
-        finally:
-            os.kill(before, signal.SIGCONT)
+        with contextlib.suppress(ProcessLookupError):  # its agent ended it meanwhile
+            os.kill(before, signal.SIGSTOP)
+            try:
+                time.sleep(draw.uniform(0.1, STOPPED_SECONDS))
+            finally:
+                os.kill(before, signal.SIGCONT)
         return f"stopped {node or 'cluster'}/{role}"
-    os.kill(before, signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError):  # its agent ended meanwhile
+        os.kill(before, signal.SIGKILL)
 
     def back() -> bool:
         return pid_of(lab, node, role) not in (0, before)

@@ -197,6 +197,7 @@ class Proxy:
             if not busy or self.problem != str(err):  # a busy sync repeats twice a second
                 log.error("sync failed, the rules stay as they were", error=str(err), failures=self.pacer.failures)
             self.problem = str(err)
+            self._foreign = self._foreign or err.errno == errno.ENOENT  # another program took what was to be changed
             self._report()
             return
         self.pacer.done(time.monotonic(), ok=True, full=full)
@@ -331,6 +332,7 @@ class Proxy:
     def _sweep_failed(self, err: OSError) -> None:
         self.metrics.cleanup_failures += 1
         log.error("unused slots or flows could not be deleted; a full sync follows", error=str(err))
+        self._foreign = self._foreign or err.errno == errno.ENOENT  # another program took what was to be changed
         self._changed(full=True)
 
     async def run(self, api: ApiClient) -> None:
