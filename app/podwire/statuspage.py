@@ -15,7 +15,7 @@ from podwire_base.kube.table import columns
 from podwire_base.role import logtext
 from podwire_base.role.standing import Standing, overtaken
 from podwire_node.roles import ROLES
-from podwire_proxy.ebpf.maps import OFF
+from podwire_proxy.backend import OFF
 
 WIDTH = 80
 AHEAD = 10.0  # seconds by which the clocks of two machines may differ

@@ -25,6 +25,8 @@ from .hostfacts import Foreign
 from .model import NodeInfo
 from .verdict import Verdict
 
+OFF = "socket hooks: off"  # how a proxy's status begins to tell of a part that was asked for and cannot run
+
 S = TypeVar("S")
 S_co = TypeVar("S_co", covariant=True)
 S_contra = TypeVar("S_contra", contravariant=True)

@@ -21,7 +21,7 @@ from podwire_base.role.features import BPF_SOCKET_HOOKS, explain, judge
 from podwire_base.role.features import Kernel as Host
 from podwire_base.role.kernelconfig import running
 
-from ..backend import Watch
+from ..backend import OFF, Watch
 from ..iptables.watch import Timer
 from ..nftables import kernel as nftables
 from . import hooks as bpf_hooks
@@ -95,7 +95,7 @@ class Kernel:
     @property
     def told(self) -> tuple[str, ...]:
         if self.hooks is None:
-            return (f"{maps.OFF}, nftables serves everything: {self.problem}",)
+            return (f"{OFF}, nftables serves everything: {self.problem}",)
         return (f"socket hooks: on, for {self.hooks.served} namespaces",)
 
     @property

@@ -16,7 +16,6 @@ from ..model import PROTOCOLS, Destination
 
 POD, NODE = 1, 2  # who of look.h: sockets of pods, sockets of the node
 SERVICES, ENDPOINTS, MAX_COUNT = 1 << 17, 1 << 20, 0xFFFF  # elements of the maps; endpoints of one frontend
-OFF = "socket hooks: off"  # the beginning of what a proxy tells where its hooks cannot run
 LAYOUT = 1  # raised by a change that another version's programs or planner would misread
 
 _PLACE, _PORT = struct.Struct("16s2sBB"), struct.Struct(">H")
