@@ -60,17 +60,12 @@ def spaces(lab: DemoLab) -> list[str]:
 
 
 def test_every_row_holds_and_nothing_is_left(lab: DemoLab) -> None:
-    def own() -> dict[str, list[str]]:
-        """The machine without the mounts of clusters of other tests, which run meanwhile."""
-        found = machine()
-        return {**found, "mounts": [mount for mount in found["mounts"] if lab.config.name in mount]}
-
-    before = own()
+    before = machine(lab.config.name)
     rows = check(lab)
     assert set(rows) == ALL
     assert {name for name, row in rows.items() if row["state"] == "left out"} <= {"sctp", "outside"}
     assert not [row for row in rows.values() if row["state"] == "failed"]
-    assert spaces(lab) == [] and own() == before
+    assert spaces(lab) == [] and machine(lab.config.name) == before
 
 
 @pytest.mark.parametrize(

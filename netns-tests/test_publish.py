@@ -112,7 +112,7 @@ def test_what_up_published_answers_once_its_service_is_there(lab: DemoLab) -> No
 
 
 def test_publish_in_every_form(lab: DemoLab) -> None:
-    before = machine()
+    before = machine(lab.config.name)
     tcp, udp = free_port(0), free_port(0)
     told = podwire(lab, "publish", f"{tcp}:web:80", f"127.0.0.1:{udp}:default/web:udp/udp")
     assert f":{tcp}/tcp" in told and f":{udp}/udp" in told
@@ -130,7 +130,7 @@ def test_publish_in_every_form(lab: DemoLab) -> None:
     for name, port in (("headless", 9376), ("near", 80)):
         (row,) = rows(lab, "publish", f"0:{name}:{port}")
         assert wait_for(lambda at=int(str(row["port"])): answers(at), 10)  # type: ignore[misc]  # a lambda's default
-    assert machine() == before
+    assert machine(lab.config.name) == before
 
 
 def test_refusals_are_clear(lab: DemoLab) -> None:

@@ -128,8 +128,11 @@ def keep_logs(config: ClusterConfig, folder: Path) -> Path:
     return folder
 
 
-def machine() -> dict[str, list[str]]:
-    """Return the machine's state that a run must not change: namespaces, links, routes, mounts, podwire's files."""
+def machine(of: str = "podwire") -> dict[str, list[str]]:
+    """Return the machine's state that a run must not change: links, addresses, routes, mounts, tables.
+
+    of: a word in the mounts that are looked at. Beside other tests it is the cluster's name: theirs come and go.
+    """
 
     def lines(*command: str) -> list[str]:
         return sorted(subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines())
@@ -139,6 +142,6 @@ def machine() -> dict[str, list[str]]:
         "links": [line.split(": ")[1] for line in lines("ip", "-o", "link")],
         "addresses": [" ".join(line.split()[1:4]) for line in lines("ip", "-o", "addr")],
         "routes": [r.split(" expires")[0] for r in lines("ip", "route", "show", "table", "all")],
-        "mounts": sorted(" ".join(m.split()[1:3]) for m in mounts if "podwire" in m or "netns" in m),
+        "mounts": sorted(" ".join(m.split()[1:3]) for m in mounts if of in m or (of == "podwire" and "netns" in m)),
         "tables": lines("nft", "list", "tables"),
     }
