@@ -395,7 +395,7 @@ def count(lines: list[str], own: Counts) -> Counts:
 def between(trace: str, client: bool) -> list[str]:
     """Returns the lines of the system calls between the two marks, each call once (strace prints an interrupted call
     twice). client: a thread of the traced process is the client and sets the marks. Then the calls of that thread do
-    not count, and neither do the futex calls, with which threads wait for the interpreter lock.
+    not count. The futex calls never count: with them threads wait for a lock, as often as the scheduler has them wait.
     """
     lines = trace.splitlines()
     at = [
@@ -406,7 +406,7 @@ def between(trace: str, client: bool) -> list[str]:
     return [
         line
         for line in calls(lines[at[0] + 1 : at[1]])
-        if not client or (line.split()[0] != thread and not FUTEX.search(line))
+        if not FUTEX.search(line) and not (client and line.split()[0] == thread)
     ]
 
 
