@@ -43,11 +43,11 @@ def event(
     }
 
 
-def reference(kind: str, obj: Object) -> Object:
-    """Return the reference to a core/v1 object: apiVersion, kind, namespace, name and uid."""
+def reference(kind: str, obj: Object, api_version: str = "v1") -> Object:
+    """Return the reference to an object: apiVersion, kind, namespace, name and uid."""
     meta = obj["metadata"]
     return {
-        "apiVersion": "v1",
+        "apiVersion": api_version,
         "kind": kind,
         "namespace": meta.get("namespace", ""),
         "name": meta["name"],

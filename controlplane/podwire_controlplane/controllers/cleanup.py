@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from podwire_base.kube.events import event
+from podwire_base.kube.events import event, reference
 from podwire_base.kube.meta import Object, deleting, key, name, namespace, uid
 from podwire_base.kube.registry import BUILTIN, of
 
@@ -79,13 +79,7 @@ def _lives_elsewhere(ref: Object, obj: Object, snapshot: Snapshot) -> bool:
 def _elsewhere(kind: str, obj: Object, ref: Object, now: float) -> Write:
     where = f"{ref.get('apiVersion')}/{ref['kind']}, namespace: {namespace(obj)}, name: {ref.get('name')}"
     text = f'ownerRef [{where}, uid: {ref.get("uid")}] does not exist in namespace "{namespace(obj)}"'
-    about = {
-        "apiVersion": of(kind).api_version,
-        "kind": kind,
-        "namespace": namespace(obj),
-        "name": name(obj),
-        "uid": uid(obj),
-    }
+    about = reference(kind, obj, of(kind).api_version)
     suffix = f"ownerref-{uid(obj)[:8]}"  # one Event for each object
     told = event(about, "OwnerRefInvalidNamespace", text, now, component="garbage-collector-controller", suffix=suffix)
     return Write("create", "Event", namespace(obj), "", told, text)

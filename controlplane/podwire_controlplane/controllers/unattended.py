@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from podwire_base.kube.events import event
+from podwire_base.kube.events import event, reference
 from podwire_base.kube.meta import Object, deleting, key, name, namespace, uid
 from podwire_base.kube.registry import of
 from podwire_base.kube.unattended import MISSING, REASON
@@ -27,13 +27,7 @@ def reconcile(wanted: str, snapshot: Snapshot, now: float) -> list[Write]:
     space = snapshot.get("Namespace", namespace(obj))
     if space is None or deleting(space):
         return []  # nothing can be created there
-    about = {
-        "apiVersion": of(kind).api_version,
-        "kind": kind,
-        "namespace": namespace(obj),
-        "name": name(obj),
-        "uid": uid(obj),
-    }
+    about = reference(kind, obj, of(kind).api_version)
     suffix = _told(obj)
     if snapshot.get("Event", f"{namespace(obj)}/{name(obj)[:200]}.{suffix}") is not None:
         return []
