@@ -293,8 +293,10 @@ class Agent:
         part with the kernel first. native None: keep the last agent's value, because this agent does not know the other
         nodes' addresses yet. Returns a line for each change.
         """
-        unwanted = self.plugin.unwanted(net)
-        for line in (changes := wiring.ensure_node(net, unwanted)):
+        with self.plugin.outside:
+            unwanted = self.plugin.unwanted(net)
+            changes = wiring.ensure_node(net, unwanted)
+        for line in changes:
             log.info("node", change=line)
         beat.tick("bridge")
         for line in self.networks.ensure():
@@ -316,6 +318,8 @@ class Agent:
             for line in tables:
                 log.info("nft", change=line)
         self.node = net
+        if self.plugin.unwanted(net) != unwanted:  # a DEL that still saw the last podCIDR
+            changes += self._become(net, native)
         beat.tick("rules of the node")
         if first:
             for line in self.plugin.reconcile():

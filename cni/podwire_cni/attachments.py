@@ -80,6 +80,8 @@ class Attachments:
     asker: Asker | None = None  # has the policy role judge pods
     _locks: KeyedLock = field(default_factory=KeyedLock)
     _leases: threading.Lock = field(default_factory=threading.Lock)
+    # held while routes are compared with the leases outside the podCIDRs, and while such a lease and its route end
+    outside: threading.RLock = field(default_factory=threading.RLock)
     _doubts: Doubts = field(default_factory=Doubts)
 
     def reconcile(self) -> list[str]:
@@ -354,13 +356,26 @@ class Attachments:
     def _detach(self, owner: Attachment) -> None:
         with self._leases:
             held = self.allocator.owned_by(owner)
+        routes = self._own_routes(held)
+        # without the lock, a sync that has read the leases would add the route again
+        with self.outside if routes else contextlib.nullcontext():
+            self._remove(owner, held, routes)
+        if not routes and (late := self._own_routes(held)):  # the node's podCIDR has changed meanwhile
+            with self.outside:
+                self.kernel.remove(late)
+
+    def _own_routes(self, held: Sequence[Lease]) -> list[Op]:
+        """The removals of the routes that addresses outside the node's podCIDRs have."""
         node = self.node()
-        ops: list[Op] = [DeleteNeighbour(lease.bridge or BRIDGE, lease.address) for lease in held]
-        ops += [
+        return [
             DeleteRoute(BRIDGE, host_route(lease.address).network)
             for lease in held
             if node and not node.has(lease.address) and not lease.origin and not lease.bridge
         ]
+
+    def _remove(self, owner: Attachment, held: Sequence[Lease], routes: Sequence[Op]) -> None:
+        ops: list[Op] = [DeleteNeighbour(lease.bridge or BRIDGE, lease.address) for lease in held]
+        ops += routes
         ours = bool(held) and not held[0].origin
         ops += [DeleteLink(host_veth(owner)), DeleteLink(ifb_of(owner))]
 

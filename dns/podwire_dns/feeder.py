@@ -22,7 +22,7 @@ from podwire_base.kube.client.config import ClientConfig, load
 from podwire_base.kube.client.informer import Informer
 from podwire_base.kube.client.reflector import Event
 from podwire_base.kube.meta import Object
-from podwire_base.role import accept, beat, bugs, layout, logs
+from podwire_base.role import accept, beat, bugs, layout, logs, waits
 from podwire_base.role.run import main, stop_event
 from podwire_base.role.status import RoleStatus
 
@@ -278,8 +278,7 @@ async def _main(sources: Sources, config: DnsConfig, client: ClientConfig) -> No
         for task in (role.watch, following):
             if task is not None and task.done() and not task.cancelled():
                 task.result()  # the task ends only by an unexpected error: end the process, so that it restarts
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(stop.wait(), STATUS_SECONDS)
+        await waits.until_set(stop, STATUS_SECONDS)
     following.cancel()
     await role.end()
     listener.close()

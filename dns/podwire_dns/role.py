@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import os
 import signal
@@ -11,7 +10,7 @@ import socket
 import sys
 import time
 
-from podwire_base.role import beat, layout, logs
+from podwire_base.role import beat, layout, logs, waits
 from podwire_base.role.privileges import parent_signal
 from podwire_base.role.run import main, stop_event
 from podwire_base.role.status import RoleStatus
@@ -52,8 +51,7 @@ async def _main(
             sparing = asyncio.create_task(server.spares.follow())
         while not stop.is_set():
             server.report(status, node)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(stop.wait(), STATUS_SECONDS)
+            await waits.until_set(stop, STATUS_SECONDS)
         for task in (following, healing):
             task.cancel()
         spares = server.spares
@@ -80,8 +78,7 @@ async def _linger(server: Server, spares: Spares, stop: asyncio.Event) -> None:
     stop.clear()
     spares.lingering, end = True, time.monotonic() + ORPHAN_SECONDS
     while not spares.dismissed and not stop.is_set() and time.monotonic() < end:
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(stop.wait(), LINGER_SECONDS)
+        await waits.until_set(stop, LINGER_SECONDS)
 
 
 def run(config: DnsConfig) -> None:

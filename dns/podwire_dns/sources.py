@@ -6,7 +6,6 @@ The module also detects changes of these files.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import os
 import signal
@@ -14,7 +13,7 @@ import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 
-from podwire_base.role import logs
+from podwire_base.role import logs, waits
 
 from . import corefile, names, reading
 from .config import WILDCARDS, BadConfig, DnsConfig, Forward
@@ -177,8 +176,7 @@ class Sources:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
         corefile_at = others_at = loop.time()
         while True:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(asked.wait(), LOOK_SECONDS)
+            await waits.until_set(asked, LOOK_SECONDS)
             now, due = loop.time(), asked.is_set()
             asked.clear()
             if config.reload and now - corefile_at >= config.reload:

@@ -17,7 +17,7 @@ from asyncio import events
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from podwire_base.role import beat, bugs, logs
+from podwire_base.role import beat, bugs, logs, waits
 from podwire_base.role.helper import Connection
 from podwire_base.role.run import NOTIFY, STOP_SIGNALS, stop_event
 from podwire_base.role.title import set_title
@@ -139,6 +139,5 @@ async def _serve(
             elif not holder.asked and now - max(source.ended, holder.idle) > source.patience:
                 log.warn("no server took the sockets over, ending", seconds=now - source.ended)
                 break
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(stop.wait(), TELL_SECONDS)
+            await waits.until_set(stop, TELL_SECONDS)
         holding.cancel()

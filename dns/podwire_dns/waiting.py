@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 
+from podwire_base.role import waits
+
 from .answer import Answerer, Pending
 from .cache import Upstreamed
 from .observer import Observer
@@ -42,8 +44,7 @@ class WaitingQueries:
         """Waits up to `seconds` until no query waits."""
         if self.turns.total:
             self._idle.clear()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._idle.wait(), seconds)
+            await waits.until_set(self._idle, seconds)
 
     def _start(self) -> None:
         self._scheduled = False

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
 from podwire_base.kube import meta
-from podwire_base.role import hostports, logs
+from podwire_base.role import hostports, logs, waits
 from podwire_base.role.hostports import HostPort
 
 from .changes import DeduplicatedLog, Tracker
@@ -72,8 +71,7 @@ class ClaimWatch:
     async def watch_host_ports(self) -> None:
         """Tells the pods whose hostPort a Service has. Never returns."""
         while True:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._look.wait(), AGAIN)
+            await waits.until_set(self._look, AGAIN)
             self._look.clear()
             self.look_at_host_ports()
             await asyncio.sleep(1)  # a burst of syncs is one look

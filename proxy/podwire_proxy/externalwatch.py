@@ -7,7 +7,6 @@ watches only its own Node.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
@@ -17,7 +16,7 @@ from podwire_base.kube import meta
 from podwire_base.kube.client.http import ApiClient
 from podwire_base.kube.client.informer import Informer
 from podwire_base.kube.client.reflector import Event
-from podwire_base.role import logs
+from podwire_base.role import logs, waits
 
 from .changes import DeduplicatedLog, Tracker
 from .config import NODES, ProxyConfig, claimable
@@ -96,8 +95,7 @@ class ExternalWatch:
     async def watch_listeners(self) -> None:
         """Tells which listening processes of this machine a Service hides. Never returns."""
         while True:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._look.wait(), AGAIN if self.tracker.externals else None)
+            await waits.until_set(self._look, AGAIN if self.tracker.externals else None)
             self._look.clear()
             try:
                 found = hidden(

@@ -9,7 +9,6 @@ keys, and the header X-Load-Balancing-Endpoint-Weight.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -17,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from podwire_base.kube.times import micro_timestamp
-from podwire_base.role import logs, web
+from podwire_base.role import logs, waits, web
 from podwire_base.role.metrics import CONTENT_TYPE
 
 from .dataplane import HealthCheck
@@ -125,8 +124,7 @@ class ServiceChecks:
 
     async def due(self, changed: asyncio.Event) -> None:
         """Waits for a change, or for the next attempt to open a failed listener."""
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(changed.wait(), AGAIN if self._missing else None)
+        await waits.until_set(changed, AGAIN if self._missing else None)
         changed.clear()
 
     async def update(self, checks: Mapping[str, HealthCheck], addresses: Iterable[str]) -> None:

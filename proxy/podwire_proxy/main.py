@@ -26,7 +26,7 @@ from podwire_base.kube.client.informer import Informer
 from podwire_base.kube.client.reflector import Event
 from podwire_base.kube.errors import ApiError, ConfigError, Refused
 from podwire_base.kube.shape import misshapen
-from podwire_base.role import beat, layout, logs, web
+from podwire_base.role import beat, layout, logs, waits, web
 from podwire_base.role.run import main, stop_event, until_stopped
 from podwire_base.role.status import RoleStatus
 from podwire_base.role.upkeep import Mendings, Upkeep
@@ -303,8 +303,7 @@ class Proxy:
             wait = self.pacer.due(time.monotonic())
             if wait > 0:
                 self._wake.clear()
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), wait)
+                await waits.until_set(self._wake, wait)
                 continue
             self._sync_once(loop)
             await asyncio.sleep(0)  # consecutive syncs must not starve the watches

@@ -24,7 +24,7 @@ from podwire_base.kernel.netns import call_in
 from podwire_base.kube.client import config as client_config
 from podwire_base.kube.client.http import ApiClient
 from podwire_base.kube.client.informer import Informer
-from podwire_base.role import beat, files, logs
+from podwire_base.role import beat, files, logs, waits
 from podwire_base.role.run import main, stop_event, until_stopped
 
 from . import relay
@@ -148,7 +148,7 @@ class Publisher:
         sock = call_in(where, lambda: socket.socket(family, kind | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK))
         try:
             wait = asyncio.get_running_loop().sock_connect(sock, (found.address, found.port))
-            await asyncio.wait_for(wait, CONNECT_SECONDS)
+            await waits.within(wait, CONNECT_SECONDS)
         except TimeoutError:
             sock.close()
             raise OSError(errno.ETIMEDOUT, f"no answer by way of {node}") from None

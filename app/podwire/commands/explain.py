@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import sys
@@ -15,6 +14,7 @@ import click
 from podwire_base.kernel.netns import call_in
 from podwire_base.kube.client import config as client_config
 from podwire_base.kube.errors import ConfigError
+from podwire_base.role import waits
 from podwire_proxy import backends
 from podwire_proxy.backend import NotGone
 from podwire_proxy.hostfacts import Foreign, leftovers
@@ -178,7 +178,7 @@ def _release(kubeconfig: str | None, *, dry_run: bool) -> None:
     why = "no --kubeconfig says how to reach the API server"
     if kubeconfig or client_config.in_cluster(os.environ):
         try:
-            for line in with_api(kubeconfig, lambda api: asyncio.wait_for(release(api, dry_run=dry_run), API_SECONDS)):
+            for line in with_api(kubeconfig, lambda api: waits.within(release(api, dry_run=dry_run), API_SECONDS)):
                 click.echo(line)
             return
         except Failed as err:

@@ -22,6 +22,7 @@ from podwire_base.role import beat
 from podwire_base.role.standing import HANGS
 from podwire_base.role.status import running, standings
 from podwire_base.role.supervisor import read_state
+from podwire_base.role.waits import within
 
 from .. import compiled
 from ..cluster.config import ClusterConfig
@@ -150,7 +151,7 @@ async def _until(kubeconfig: str | None, seconds: float, *, watch: bool, show: s
         try:
             local = _local(kubeconfig)
             async with ApiClient(client_of(kubeconfig)) as api:
-                body = await asyncio.wait_for(look(api, local), patient(PATIENCE))
+                body = await within(look(api, local), patient(PATIENCE))
         except (ApiError, ConfigError, ExceptionGroup, TimeoutError) as error:
             known = Seen(reports=reports(local), processes=processes(local)) if local else Seen()
             body = {**record(known), "ok": False}

@@ -22,6 +22,7 @@ from typing import Any, Protocol
 from ..kube.events import event
 from ..kube.meta import Object
 from ..kube.times import timestamp
+from . import waits
 from .counts import Counts
 from .logs import Logger
 
@@ -144,8 +145,7 @@ class Upkeep:
         self._woken.set()
 
     async def _once(self) -> None:
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._woken.wait(), max(0.0, self._next - time.monotonic()))
+        await waits.until_set(self._woken, max(0.0, self._next - time.monotonic()))
         if self._woken.is_set():
             await asyncio.sleep(max(self._gather, self._mended + self._again - time.monotonic()))
         self._woken.clear()

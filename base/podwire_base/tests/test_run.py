@@ -7,13 +7,13 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from podwire_base.kube.times import micro_timestamp, parse_time, timestamp
-from podwire_base.role import files
+from podwire_base.role import files, waits
 from podwire_base.role.run import notify, stop_event, until_stopped
 from podwire_base.role.status import RoleStatus
 
@@ -129,3 +129,41 @@ def test_times_of_the_api() -> None:
     assert micro_timestamp(1.25) == "1970-01-01T00:00:01.250000Z"
     assert parse_time("1970-01-01T00:00:01.25Z").timestamp() == 1.25
     assert parse_time("1970-01-01T01:00:01.123456789+01:00").timestamp() == 1.123456
+
+
+@pytest.mark.parametrize("turns", range(4))
+def test_a_cancellation_in_the_moment_of_the_event_is_not_lost(turns: int) -> None:
+    """asyncio.wait_for of Python 3.11 loses it: a role's loop went on after SIGTERM."""
+
+    async def endless(event: asyncio.Event, wait: Callable[[asyncio.Event], Awaitable[object]]) -> None:
+        while True:
+            event.clear()
+            await wait(event)
+
+    async def ends(wait: Callable[[asyncio.Event], Awaitable[object]]) -> bool:
+        event = asyncio.Event()
+        task = asyncio.create_task(endless(event, wait))
+        await asyncio.sleep(0.01)
+        event.set()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait({task}, timeout=1)
+        return task.done() or not task.cancel()
+
+    assert asyncio.run(ends(lambda event: waits.until_set(event, 60)))
+    assert asyncio.run(ends(lambda event: waits.within(event.wait(), 60)))
+
+
+def test_waits_have_limits() -> None:
+    async def work() -> None:
+        event = asyncio.Event()
+        assert not await waits.until_set(event, 0.01)
+        with pytest.raises(TimeoutError):
+            await waits.within(event.wait(), 0.01)
+        event.set()
+        assert await waits.until_set(event, 0)
+        assert await waits.until_set(event, None)
+        assert await waits.within(asyncio.sleep(0, "done"), 10) == "done"
+
+    asyncio.run(work())

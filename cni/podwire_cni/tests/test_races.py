@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from ipaddress import ip_network
 from typing import Any
 
 import pytest
 
 from podwire_base.patience import patient
 from podwire_cni.errors import CNIError, ErrorCode
+from podwire_cni.ipam.ranges import podcidr_range
 from podwire_cni.keyedlock import KeyedLock
 from podwire_cni.networkstore import Networks
-from podwire_cni.plan import host_veth
-from podwire_cni.tests.test_verbs import Host, body
-from podwire_cni.types import Attachment
+from podwire_cni.ops import DeleteRoute, Op
+from podwire_cni.plan import NodeNet, host_route, host_veth
+from podwire_cni.tests.test_verbs import NODE, Host, body
+from podwire_cni.types import Attachment, IPAddress
 
 POOL = 13  # the number of pods that Host's node has room for
 
@@ -127,3 +130,47 @@ def test_another_bridge_waits_for_the_node_too(verb: str, tmp_path: Any) -> None
     host.plugin.networks = Networks(tmp_path, made.append, lambda _: None)
     reply = host.call(verb, bridge="lan0", ipam={"ranges": [[{"subnet": "10.50.0.0/24"}]]})
     assert body(reply)["code"] == {"ADD": 11, "STATUS": 50}[verb] and not made
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["outside", "outside from now on"])
+def test_a_route_that_a_sync_adds_ends_with_its_pod(known: bool) -> None:
+    """A DEL removes the route of an address outside the podCIDRs. A sync that read the leases before must not add it
+    again. known: whether the DEL already sees the new podCIDR.
+    """
+    host = Host()
+    assert host.call("ADD").status == 0
+    (address,) = host.held
+    moved = NodeNet(((podcidr_range(ip_network("10.244.9.0/28")),),))
+    host.node = moved if known else NODE
+    routes, remove = {host_route(address).network}, host.kernel.remove
+    removing, ending = threading.Event(), threading.Thread(target=lambda: host.call("DEL"), daemon=True)
+
+    def removed(ops: Sequence[Op], meanwhile: Callable[[], None] | None = None) -> None:
+        remove(ops, meanwhile)
+        for op in ops:
+            if isinstance(op, DeleteRoute):
+                routes.discard(op.dst)
+        removing.set()
+
+    host.kernel.remove = removed  # type: ignore[method-assign]  # FakeKernel keeps no routes
+
+    def sync() -> list[IPAddress]:
+        """As the agent's `_become`."""
+        with host.plugin.outside:
+            unwanted = host.plugin.unwanted(moved)
+            if not ending.ident:
+                ending.start()
+                removing.wait(0.2)  # set only if the DEL did not wait
+            routes.clear()
+            routes.update(host_route(one).network for one in unwanted)
+        return unwanted
+
+    read = sync()
+    assert read == [address]
+    host.node = moved
+    ending.join(patient(10))
+    if known:
+        assert not routes, "the DEL has ended"
+    if host.plugin.unwanted(moved) != read:
+        sync()
+    assert not routes and not host.held
