@@ -5,7 +5,7 @@ This module does no I/O.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -199,6 +199,18 @@ def hostname(pod: Object) -> str:
     return str(pod["spec"].get("hostname") or name(pod))[:63].rstrip("-.")
 
 
+def _plain(field: str, words: Iterable[str]) -> None:
+    """Raise Refused for a word that would not stay one word of a line in /etc/hosts or /etc/resolv.conf. The API server
+    refuses most of them already; upstream's validation lets the options of dnsConfig pass.
+    """
+    for word in words:
+        if any(letter.isspace() or not letter.isprintable() for letter in word):
+            raise Refused(
+                "CreateContainerConfigError",
+                f"spec.{field}: {word!r} has white space or a control character; write one word",
+            )
+
+
 def _unique(items: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(i for i in items if i))
 
@@ -219,6 +231,10 @@ def resolv_conf(pod: Object, dns: NodeDns) -> str:
     elif policy == "Default":
         servers = list(dns.upstream)
     extra = spec.get("dnsConfig") or {}
+    _plain("dnsConfig.nameservers", extra.get("nameservers") or [])
+    _plain("dnsConfig.searches", extra.get("searches") or [])
+    for option in extra.get("options") or []:
+        _plain("dnsConfig.options", [str(option["name"]), str(option.get("value") or "")])
     servers = _unique([*servers, *(extra.get("nameservers") or [])])
     search = _unique([*search, *(extra.get("searches") or [])])
     options |= {o["name"]: o.get("value") for o in extra.get("options") or []}
@@ -232,6 +248,10 @@ def resolv_conf(pod: Object, dns: NodeDns) -> str:
 def hosts(pod: Object, addresses: Sequence[str], domain: str) -> str:
     """Return the text of /etc/hosts with the pod's host name and its hostAliases."""
     own = hostname(pod)
+    _plain("hostname", [own])
+    _plain("subdomain", [str(pod["spec"].get("subdomain") or "")])
+    for alias in pod["spec"].get("hostAliases") or []:
+        _plain("hostAliases", [str(alias.get("ip")), *(alias.get("hostnames") or [])])
     if pod["spec"].get("subdomain"):
         own = f"{own}.{pod['spec']['subdomain']}.{namespace(pod)}.svc.{domain}\t{own}"
     lines = ["# made by podwire for this pod", "127.0.0.1\tlocalhost", "::1\tlocalhost ip6-localhost ip6-loopback"]

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import os
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import Any
 from podwire_base.kube.meta import Object, deleting, key, name, namespace, uid
 from podwire_base.role import logs
 
-from . import podspec, probes
+from . import podspec, probes, shim
 from .cni_runtime import Attachment, CniFailed, CniRuntime, addresses
 from .podspec import NodeDns, Refused
 from .podstatus import ContainerState, backoff, pod_status, restart_wanted, terminated, was_ready
@@ -232,16 +233,16 @@ class PodWorker:
             env = podspec.environment(self.pod, container, self.addresses[0], self.host.node_address)
             words = podspec.command(container, env, echo_command(ECHO_IN_POD))
             tmpfs = podspec.volumes(self.pod, container)
+            files = {
+                "/etc/hosts": podspec.hosts(self.pod, self.addresses, self.host.dns.domain),
+                "/etc/resolv.conf": podspec.resolv_conf(self.pod, self.host.dns),
+                "/etc/hostname": podspec.hostname(self.pod) + "\n",
+            }
         except Refused as err:
             if state.message != str(err):
                 self.host.event(self.pod, "Warning", err.reason, f"container {state.name}: {err}")
             state.waiting, state.message = err.reason, str(err)
             return
-        files = {
-            "/etc/hosts": podspec.hosts(self.pod, self.addresses, self.host.dns.domain),
-            "/etc/resolv.conf": podspec.resolv_conf(self.pod, self.host.dns),
-            "/etc/hostname": podspec.hostname(self.pod) + "\n",
-        }
         if again:
             state.restarts += 1
             box.set_restarts(state.restarts)
@@ -367,7 +368,7 @@ async def exec_in(box: Container, words: list[str]) -> int:
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.DEVNULL,
-        env={"PATH": podspec.PATH},
+        env=box.environment() or {"PATH": podspec.PATH},
     )
     try:
         return await child.wait()
@@ -378,7 +379,7 @@ async def exec_in(box: Container, words: list[str]) -> int:
 
 
 def enter_command(pid: int) -> list[str]:
-    """Return the argv prefix that runs a command in the namespaces (network, mount, UTS, IPC, PID) and the root
-    directory of process `pid`.
+    """Return the argv prefix that runs a command in the container whose first process is `pid`: in its namespaces and
+    root, with its capabilities.
     """
-    return ["nsenter", f"--target={pid}", "--net", "--mount", "--uts", "--ipc", "--pid", "--root", "--wd", "--"]
+    return [sys.executable, "-ISE", shim.__file__, "exec", str(pid)]

@@ -212,6 +212,10 @@ class Container:
         found = read(self.directory / "state.json")
         return Process(found["pid"], found["started"]) if found else None
 
+    def environment(self) -> dict[str, str]:
+        """Return the environment of the container's last start, empty before the first one."""
+        return dict((read(self.directory / "container.spec") or {}).get("env") or {})
+
     def since(self) -> float:
         return float((read(self.directory / "state.json") or {}).get("since", 0))
 

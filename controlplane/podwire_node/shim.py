@@ -7,14 +7,17 @@ JSON:
     {"kind": "sandbox", "hostname", "share_net": bool, "command": [...], "state": FILE}
     {"kind": "container", "pause": pid, "root": DIR, "command": [...], "env": {...}, "cwd",
      "binds": [[from, to, mode]...],
-     "tmpfs": [path...], "devices": [...], "log": FILE, "state": FILE, "exit": FILE}
+     "tmpfs": [path...], "log": FILE, "state": FILE, "exit": FILE}
 
 A sandbox's shim becomes the pause process by exec. A container's shim stays the container's parent and writes the log.
+`python -ISE shim.py exec PID WORD...` runs a command in the container whose first process is PID, with the container's
+namespaces, root and capabilities.
 """
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
 import os
 import resource
@@ -36,11 +39,21 @@ MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVA
     16384,
     1 << 18,
 )
-PR_SET_PDEATHSIG, PR_CAPBSET_DROP = 1, 24
+PR_SET_PDEATHSIG, PR_CAPBSET_DROP, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL = 1, 24, 47, 4
+CAPABILITY_VERSION_3 = 0x20080522
 SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 1
-# Capabilities that container runtimes leave to root in a container: chown, dac_override, fsetid, fowner, mknod,
-# net_raw, setgid, setuid, setfcap, setpcap, net_bind_service, sys_chroot, kill, audit_write.
-KEEP_CAPABILITIES = {0, 1, 3, 4, 5, 6, 7, 8, 10, 13, 18, 27, 29, 31}
+# Capabilities that container runtimes leave to root in a container: chown, dac_override, fsetid, fowner,
+# net_raw, setgid, setuid, setfcap, setpcap, net_bind_service, sys_chroot, kill, audit_write. They leave mknod too, and
+# confine it by a device cgroup, which these containers do not have.
+KEEP_CAPABILITIES = {0, 1, 3, 4, 5, 6, 7, 8, 10, 13, 18, 29, 31}
+# What /proc and /sys tell or change of the whole machine: hidden, or read-only (the OCI runtime specification's
+# linux.maskedPaths and linux.readonlyPaths, with the paths that container runtimes put there).
+MASKED = (
+    "/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
+    "/proc/timer_list", "/proc/timer_stats", "/proc/sched_debug", "/proc/scsi", "/sys/firmware",
+    "/sys/devices/virtual/powercap",
+)  # fmt: skip
+READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
 FILES = (1024, 524_288)  # soft and hard
 LOG_LIMIT = 10 * 1024 * 1024
 libc = ctypes.CDLL(None, use_errno=True)
@@ -48,8 +61,8 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 def check(result: int, what: str) -> None:
     if result < 0:
-        errno = ctypes.get_errno()
-        raise OSError(errno, f"{what}: {os.strerror(errno)}")
+        number = ctypes.get_errno()
+        raise OSError(number, f"{what}: {os.strerror(number)}")
 
 
 def mount(source: str, target: str, kind: str = "", flags: int = 0, data: str = "") -> None:
@@ -156,6 +169,32 @@ def bind(source: str, target: str, mode: str) -> None:
         mount("none", target, flags=MS_BIND | MS_REMOUNT | MS_RDONLY)
 
 
+def inside(root: str, path: str) -> str:
+    """Return where `path` of a container is below `root`. Its symbolic links and ".." count from `root`, so nothing
+    leads out of it. Parts that do not exist are kept. Raises OSError after 40 links.
+    """
+    parts, at, links = path.split("/")[::-1], root, 0
+    while parts:
+        part = parts.pop()
+        if part in ("", "."):
+            continue
+        if part == "..":
+            at = at if at == root else os.path.dirname(at)
+            continue
+        try:
+            target = os.readlink(f"{at}/{part}")
+        except OSError:
+            at = f"{at}/{part}"  # no link, or nothing
+            continue
+        links += 1
+        if links > 40:
+            raise OSError(errno.ELOOP, f"{path}: {os.strerror(errno.ELOOP)}")
+        if target.startswith("/"):
+            at = root
+        parts += target.split("/")[::-1]
+    return at
+
+
 def make_root(spec: dict[str, Any]) -> str:
     """Mount the container's root and return its path: an overlay over the directory `lower` with its writable layer on
     a tmpfs. The kernel removes both with the mount namespace.
@@ -166,15 +205,15 @@ def make_root(spec: dict[str, Any]) -> str:
     for part in ("upper", "work", "merged"):
         os.mkdir(f"{base}/{part}")
     merged = f"{base}/merged"
-    mount("podwire", merged, "overlay", data=f"lowerdir={spec['lower']},upperdir={base}/upper,workdir={base}/work")
+    layers = f"lowerdir={spec['lower']},upperdir={base}/upper,workdir={base}/work"
+    mount("podwire", merged, "overlay", MS_NODEV, layers)
     for path in ("/proc", "/sys", "/dev", "/dev/shm", "/tmp", "/run"):
-        if path == "/dev":
-            mount("podwire", merged + path, "tmpfs", MS_NOSUID, "mode=0755")
-        elif path not in ("/proc", "/sys"):
-            os.makedirs(merged + path, exist_ok=True)
-            mount(
-                "podwire", merged + path, "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777" if path != "/run" else "mode=0755"
-            )
+        if path in ("/proc", "/sys"):
+            continue
+        target = inside(merged, path)
+        os.makedirs(target, exist_ok=True)
+        mode = "mode=0755" if path in ("/dev", "/run") else "mode=1777"
+        mount("podwire", target, "tmpfs", MS_NOSUID | MS_NODEV, mode)
     for device in ("null", "zero", "full", "random", "urandom", "tty"):
         bind(f"/dev/{device}", f"{merged}/dev/{device}", "rw")
     for link, target in (
@@ -185,10 +224,14 @@ def make_root(spec: dict[str, Any]) -> str:
     ):
         os.symlink(target, f"{merged}/dev/{link}")
     for path in spec["tmpfs"]:
-        os.makedirs(merged + path, exist_ok=True)
-        mount("podwire", merged + path, "tmpfs", MS_NOSUID | MS_NODEV)
-    for source, target, mode in spec["binds"]:
-        bind(source, merged + target, mode)
+        target = inside(merged, path)
+        if target == merged:
+            raise OSError(errno.EINVAL, f"mountPath {path!r} is the container's root, which no volume can replace")
+        os.makedirs(target, exist_ok=True)
+        mount("podwire", target, "tmpfs", MS_NOSUID | MS_NODEV)
+    for source, path, mode in spec["binds"]:
+        folder, _, own = path.rpartition("/")
+        bind(source, f"{inside(merged, folder)}/{own}", mode)
     return merged
 
 
@@ -203,12 +246,33 @@ def enter_root(merged: str) -> None:
     os.chdir("/")
 
 
+def confine() -> None:
+    """Hide and protect the machine's settings in the container's /proc and /sys."""
+    safe = MS_NOSUID | MS_NODEV | MS_NOEXEC
+    for path in MASKED:
+        if os.path.isdir(path):
+            mount("podwire", path, "tmpfs", safe | MS_RDONLY, "size=0")
+        elif os.path.exists(path):
+            mount("/dev/null", path, flags=MS_BIND)
+    for path in READ_ONLY:
+        if os.path.exists(path):
+            mount(path, path, flags=MS_BIND | MS_REC)
+            mount("none", path, flags=MS_BIND | MS_REMOUNT | MS_RDONLY | safe)
+
+
 def drop_capabilities() -> None:
+    """Keep KEEP_CAPABILITIES in every set, and none in the inheritable and ambient sets: an inheritable capability
+    outlasts the bounding set in a program of root.
+    """
     with open("/proc/sys/kernel/cap_last_cap") as file:
         last = int(file.read())
     for capability in range(last + 1):
         if capability not in KEEP_CAPABILITIES:
             check(libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0), "drop a capability")
+    libc.prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
+    kept = sum(1 << capability for capability in KEEP_CAPABILITIES)
+    words = struct.pack("6I", kept, kept, 0, kept >> 32, kept >> 32, 0)  # effective, permitted, inheritable; twice
+    check(libc.capset(struct.pack("Ii", CAPABILITY_VERSION_3, 0), words), "drop capabilities")
 
 
 def enter(directory: str) -> None:
@@ -228,6 +292,7 @@ def become(spec: dict[str, Any], output: int, parent: int) -> None:
         check(libc.unshare(NEWNS), "unshare")  # in the parent, pivot_root would also move the parent's root
         merged = make_root(spec)
         enter_root(merged)
+        confine()
         os.setsid()
         drop_capabilities()
         null = os.open("/dev/null", os.O_RDONLY)
@@ -295,7 +360,41 @@ def container(spec: dict[str, Any]) -> None:
     write(spec["exit"], {"code": code if code >= 0 else 128 - code, "signal": max(0, -code), "finished": time.time()})
 
 
+# ---- a command in a running container
+
+
+def exec_in(pid: int, words: list[str]) -> int:
+    """Run `words` in the container whose first process is `pid`, and return the exit status: 127 for a missing program,
+    128 + N after signal N. The command ends with this process.
+    """
+    spaces = [os.open(f"/proc/{pid}/ns/{kind}", os.O_RDONLY) for kind in ("net", "uts", "ipc", "pid", "mnt")]
+    root = os.open(f"/proc/{pid}/root", os.O_RDONLY)
+    for space in spaces:
+        check(libc.setns(space, 0), "setns")
+    os.fchdir(root)
+    os.chroot(".")
+    child = os.fork()  # a process enters a pid namespace by a fork
+    if child == 0:
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        try:
+            drop_capabilities()
+            os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+            ordinary_signals()
+            os.execvpe(words[0], words, os.environ)
+        except OSError as err:
+            os.write(2, f"podwire: exec: {words[0]!r}: {err.strerror}\n".encode())
+            os._exit(127 if isinstance(err, FileNotFoundError) else 126)
+    for number in (signal.SIGINT, signal.SIGQUIT):  # of the terminal: the command has them too, and decides
+        signal.signal(number, signal.SIG_IGN)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda got, _frame: os.kill(child, got))
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return code if code >= 0 else 128 - code
+
+
 def main() -> None:
+    if sys.argv[1] == "exec":
+        sys.exit(exec_in(int(sys.argv[2]), sys.argv[3:]))
     with open(sys.argv[1]) as file:
         spec = json.load(file)
     disinherit()

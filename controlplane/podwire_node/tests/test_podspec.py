@@ -291,3 +291,24 @@ def test_the_token_of_the_service_account_does_not_keep_a_pod_from_running() -> 
     container["volumeMounts"] = [{"name": "v", "mountPath": "/v"}]
     with pytest.raises(podspec.Refused, match="projected"):
         podspec.volumes(made, container)
+
+
+@pytest.mark.parametrize(
+    ("spec", "named"),
+    [
+        ({"hostAliases": [{"ip": "10.0.0.1", "hostnames": ["a\n6.6.6.6 api"]}]}, "spec.hostAliases"),
+        ({"hostAliases": [{"ip": "10.0.0.1\n6.6.6.6", "hostnames": ["a"]}]}, "spec.hostAliases"),
+        ({"hostname": "a\n6.6.6.6 api"}, "spec.hostname"),
+        ({"subdomain": "a b"}, "spec.subdomain"),
+        ({"dnsConfig": {"nameservers": ["1.1.1.1\nnameserver 6.6.6.6"]}}, "spec.dnsConfig.nameservers"),
+        ({"dnsConfig": {"searches": ["a\nnameserver 6.6.6.6"]}}, "spec.dnsConfig.searches"),
+        ({"dnsConfig": {"options": [{"name": "ndots", "value": "5\nnameserver 6.6.6.6"}]}}, "spec.dnsConfig.options"),
+        ({"dnsConfig": {"options": [{"name": "a\rb"}]}}, "spec.dnsConfig.options"),
+    ],
+    ids=["alias name", "alias ip", "hostname", "subdomain", "server", "search", "option value", "option name"],
+)
+def test_no_word_of_a_pod_becomes_a_line_of_its_files(spec: dict[str, Any], named: str) -> None:
+    asked: Object = {"metadata": {"name": "p", "namespace": "default", "uid": "u"}, "spec": spec}
+    with pytest.raises(podspec.Refused, match=named):
+        podspec.hosts(asked, ["10.1.0.2"], "cluster.local")
+        podspec.resolv_conf(asked, DNS)
