@@ -2,8 +2,9 @@
 where PODWIRE_PATIENCE says that the machine is slow, a tenth of that. Those of `make test` are the same each time, so
 that it judges the change and not the draw; `make test-long` looks for new ones.
 
-`make test-long` also draws the order of the files and of the tests in each; PODWIRE_ORDER=NUMBER repeats one. Otherwise
-the files that take longest come first, so that of two processes that share the files neither waits long for the other.
+`make test-long` also draws the order of the files and of the tests in each, but not in a file with the mark `story`,
+whose tests are steps that build on each other; PODWIRE_ORDER=NUMBER repeats one. Otherwise the files that take longest
+come first, so that of two processes that share the files neither waits long for the other.
 
 At the end, how long each part's tests took.
 """
@@ -78,7 +79,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         draw = random.Random(drawn)
         draw.shuffle(order)
         for name in order:
-            draw.shuffle(files[name])
+            if not any(item.get_closest_marker("story") for item in files[name]):
+                draw.shuffle(files[name])
     items[:] = [item for name in order for item in files[name]]
 
 

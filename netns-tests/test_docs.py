@@ -35,6 +35,7 @@ README = (ROOT / "README.md").read_text().split("To play with a cluster:")[1].sp
 MADE = ("make up", "export KUBECONFIG=/run/podwire/podwire/kubeconfig PATH=$PWD/.venv/bin:$PATH")
 CAPTIONS = ("...",)
 NAME = f"hour{os.getpid()}"
+pytestmark = pytest.mark.story  # the pages' own order: what is made up is asked about, and `make down` is the last
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.resources import files
 
 REMEDY = (
     "install gcc, libc6-dev, musl-tools, python3-dev and clang (Debian's names), "
@@ -47,6 +48,16 @@ def missing() -> list[Missing]:
         *(Missing(name, costs, reason(folder, name)) for name, there, folder, costs in programs if not there),
         *(Missing(name, costs, found.problem) for name, found, costs in libraries if found.module is None),
     ]
+
+
+def unbuilt() -> str:
+    """Return what is missing of the generated files, without which the API server cannot run, and what writes them; ""
+    if all are there, as in every installation. A source tree that was never built, or only by an older version, lacks
+    them.
+    """
+    folder = files("podwire_base.kube") / "generated"
+    gone = [name for name in ("schema.json.gz", "descriptions.json.gz") if not (folder / name).is_file()]
+    return f"{folder} lacks {' and '.join(gone)}: `make install` (or pip install) writes it" if gone else ""
 
 
 def lines(found: list[Missing]) -> list[str]:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from podwire_base.role import bugs, logs
+from podwire_base.role import bugs, logs, unixsocket
 
 from .callers import BrokeOff, Caller, take
 from .commands import Plugin, Sandbox
@@ -41,16 +41,7 @@ class Listener:
         self, path: Path, plugin: Plugin, node_fd: int, no_pods: Mapping[tuple[int, int], str] | None = None
     ) -> None:
         self.path, self.plugin, self._node, self._no_pods = path, plugin, netns_id(node_fd), no_pods or {}
-        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Bind the socket under a temporary name and rename it. So a plugin never finds a socket that does not listen,
-        # and a stale socket at `path` is replaced.
-        fresh = path.with_name(f".{path.name}.{os.getpid()}")
-        fresh.unlink(missing_ok=True)
-        self._sock.bind(str(fresh))
-        fresh.chmod(0o600)
-        self._sock.listen(1024)
-        fresh.rename(path)
+        self._sock = unixsocket.listen(path, 1024)
         self._inode = path.stat().st_ino
         self._library = attach.load()
         if problem := attach.library().problem:

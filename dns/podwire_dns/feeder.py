@@ -11,7 +11,6 @@ import contextlib
 import ctypes
 import gc
 import os
-import socket
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -22,7 +21,7 @@ from podwire_base.kube.client.config import ClientConfig, load
 from podwire_base.kube.client.informer import Informer
 from podwire_base.kube.client.reflector import Event
 from podwire_base.kube.meta import Object
-from podwire_base.role import accept, beat, bugs, layout, logs, waits
+from podwire_base.role import accept, beat, bugs, layout, logs, unixsocket, waits
 from podwire_base.role.run import main, stop_event
 from podwire_base.role.status import RoleStatus
 
@@ -264,12 +263,7 @@ async def _main(sources: Sources, config: DnsConfig, client: ClientConfig) -> No
     stop = stop_event()
     role, status = _Role(config, client), RoleStatus(config.run_dir, "dns-feeder")
     config.run_dir.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(FileNotFoundError):
-        config.socket_path.unlink()  # a killed feeder left this socket
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    sock.bind(str(config.socket_path))
-    sock.listen(100)
-    listener = accept.streams(sock, role.serve)
+    listener = accept.streams(unixsocket.listen(config.socket_path), role.serve)
     role.begin()
     following = asyncio.create_task(sources.follow(config, log, role.take))
     while not stop.is_set():

@@ -16,7 +16,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from podwire_base.role import logs
+from podwire_base.role import logs, unixsocket
 
 log = logs.get("dns")
 PATHS = ("dns-spare-0.sock", "dns-spare-1.sock")
@@ -65,7 +65,7 @@ def inherit(run_dir: Path) -> tuple[Heritage, socket.socket]:
     Raises OSError.
     """
     found, free = _asked(run_dir)
-    listener = _listener(run_dir / free)
+    listener = unixsocket.listen(run_dir / free, 4)
     if found.sockets:
         log.info("took the sockets over from a predecessor", sockets=len(found.sockets))
     return found, listener
@@ -120,22 +120,6 @@ def _of_this_namespace(sock: socket.socket) -> bool:
 def end_spares(run_dir: Path) -> None:
     """Tells the spares of servers that ended to leave, if there are any."""
     _asked(run_dir)[0].dismiss()
-
-
-def _listener(path: Path) -> socket.socket:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.unlink(missing_ok=True)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    before = os.umask(0o177)
-    try:
-        listener.bind(str(path))
-    except OSError:
-        listener.close()
-        raise
-    finally:
-        os.umask(before)
-    listener.listen(4)
-    return listener
 
 
 def _end_silent(sock: socket.socket) -> None:

@@ -15,7 +15,7 @@ from podwire_base.kube.client.config import load
 from podwire_base.kube.client.http import ApiClient
 from podwire_base.kube.client.informer import Informer
 from podwire_base.kube.client.reflector import Event
-from podwire_base.role import beat, layout, logs
+from podwire_base.role import accept, beat, layout, logs, unixsocket
 from podwire_base.role.judging import SOCKET, WAIT, read
 from podwire_base.role.run import main, stop_event, until_stopped
 from podwire_base.role.status import RoleStatus
@@ -197,10 +197,7 @@ class Role:
 async def _main(config: PolicyConfig) -> None:
     stop, tables = stop_event(), apply.Tables()
     role = Role(config, tables)
-    path = config.run_dir / SOCKET
-    path.unlink(missing_ok=True)
-    server = await asyncio.start_unix_server(role.answer, path)
-    path.chmod(0o600)
+    server = accept.streams(unixsocket.listen(config.run_dir / SOCKET), role.answer)
     async with contextlib.AsyncExitStack() as stack:
         api = await stack.enter_async_context(ApiClient(load(config.kubeconfig)))
         await until_stopped(stop, role.run(api))

@@ -27,6 +27,7 @@ from podwire_base.role.supervisor import read_state
 from podwire_controlplane.store.damage import damage, keep_aside
 from podwire_node.roles import ROLES
 
+from .. import compiled
 from . import hopeless
 from .config import BASE, LAYOUT, ClusterConfig
 from .record import load, save
@@ -56,6 +57,8 @@ def _requirements() -> list[str]:
     for tool, package in (("nsenter", "util-linux"),):
         if not shutil.which(tool):
             problems.append(f"{tool} is missing: install {package}")
+    if why := compiled.unbuilt():  # the API server would end at once, again and again
+        problems.append(why)
     return problems
 
 

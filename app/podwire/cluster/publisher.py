@@ -24,7 +24,7 @@ from podwire_base.kernel.netns import call_in
 from podwire_base.kube.client import config as client_config
 from podwire_base.kube.client.http import ApiClient
 from podwire_base.kube.client.informer import Informer
-from podwire_base.role import beat, files, logs, waits
+from podwire_base.role import accept, beat, files, logs, unixsocket, waits
 from podwire_base.role.run import main, stop_event, until_stopped
 
 from . import relay
@@ -277,22 +277,17 @@ async def _serve(config: ClusterConfig) -> None:
     publisher, path = Publisher(config), socket_path(config)
     stop = stop_event()
     publisher.begin()
-    path.unlink(missing_ok=True)
-    before = os.umask(0o177)
-    try:
-        server = await asyncio.start_unix_server(publisher.client, path)
-    finally:
-        os.umask(before)
+    server = accept.streams(unixsocket.listen(path), publisher.client)
     beat.tell(True, f"{len(publisher.published)} ports published")
     log.info("serving", published=len(publisher.published))
 
     async def work() -> None:
-        async with server:
-            await asyncio.gather(publisher.follow(), publisher.retry())
+        await asyncio.gather(publisher.follow(), publisher.retry())
 
     try:
         await until_stopped(stop, work())
     finally:
+        server.close()
         for row in publisher.published.values():
             if row.relay is not None:
                 row.relay.close()

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from podwire.cluster import config, credentials, hopeless, teardown
+from podwire import compiled
+from podwire.cluster import config, credentials, hopeless, lifecycle, teardown
 from podwire.cluster.config import ClusterConfig
 from podwire_controlplane.store.damage import damage, keep_aside
 
@@ -44,6 +45,17 @@ def test_a_role_that_ends_by_itself_twice_does_not_start(row: dict[str, int], ov
 )
 def test_the_last_error_of_a_log(log: str, text: str) -> None:
     assert hopeless.reason(log) == text
+
+
+def test_a_tree_that_was_never_built_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is missing is said before anything is started."""
+    monkeypatch.setattr(compiled, "files", lambda _: tmp_path)
+    monkeypatch.setattr(config, "BASE", tmp_path / "run")
+    with pytest.raises(lifecycle.UpFailed, match=r"lacks schema.json.gz and descriptions.json.gz: `make install`"):
+        lifecycle.start(ClusterConfig(name="never"))
+    assert not (tmp_path / "run").exists()
+    monkeypatch.undo()
+    assert compiled.unbuilt() == ""
 
 
 def _store(path: Path, value: bytes = b'{"metadata":{"name":"x"}}') -> Path:
