@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 import textwrap
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import click
 import yaml
@@ -178,12 +179,31 @@ def local_cluster(kubeconfig: str | None) -> str:
         chosen = kubeconfigs.entry(document, "contexts", _kept(_CONTEXT) or document["current-context"])
         wanted = kubeconfigs.entry(document, "clusters", str(chosen.get("cluster"))).get("certificate-authority-data")
         for name in local_clusters():
-            rows = client_config.read(str(BASE / name / "kubeconfig"))["clusters"]
-            if wanted and wanted in {row["cluster"].get("certificate-authority-data") for row in rows}:
+            if wanted and wanted in _authorities(BASE / name / "kubeconfig"):
                 return name
     except (ConfigError, OSError, ValueError, KeyError, yaml.YAMLError) as error:
         raise Failed(f"{text}: {error}") from error
     raise Failed(f"{text}: its cluster is not on this machine; pass --name for one that is (`podwire list`)")
+
+
+def _authorities(path: Path) -> set[str]:
+    """Return the authorities of a cluster's own kubeconfig; none while `podwire up` or `down` is at work there."""
+    try:
+        rows = client_config.read(str(path))["clusters"]
+        return {str(row["cluster"].get("certificate-authority-data")) for row in rows}
+    except (ConfigError, OSError, ValueError, KeyError, yaml.YAMLError):
+        return set()
+
+
+def become(argv: list[str], env: Mapping[str, str], package: str = "util-linux") -> NoReturn:
+    """Run another program in the place of this one. package: Debian's, which has the program. Raises Failed."""
+    sys.stdout.flush()
+    try:
+        os.execvpe(argv[0], argv, dict(env))
+    except FileNotFoundError:
+        raise Failed(f"{argv[0]} is missing: install {package}, or set PATH") from None
+    except OSError as error:
+        raise Failed(f"{argv[0]}: {error.strerror}") from error
 
 
 def with_api(kubeconfig: str | None, work: Callable[[ApiClient], Awaitable[T]]) -> T:

@@ -22,7 +22,7 @@ from podwire_node.runtime import Container, Sandbox, read
 from ..cluster.config import BASE
 from ..cluster.record import load
 from .choosing import completing, pod_of, pods_by_selector
-from .common import NAME_VARIABLE, Failed, complete_clusters, err, keep_name, local_cluster
+from .common import NAME_VARIABLE, Failed, become, complete_clusters, err, keep_name, local_cluster
 
 
 def cluster_option(command: Any) -> Any:
@@ -121,11 +121,10 @@ def exec_(
     process = container.main_process()
     if process is None or not process.alive:
         raise Failed(f"container {container.name} is not running: `podwire logs {pod}`")
-    sys.stdout.flush()
     argv = [*enter_command(process.pid), *command]
     if not interactive and not sys.stdin.isatty():  # as kubectl: a loop in a shell keeps its own input
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    os.execvpe(argv[0], argv, {"PATH": PATH, "TERM": os.environ.get("TERM", "dumb"), "HOME": "/root"})
+    become(argv, {"PATH": PATH, "TERM": os.environ.get("TERM", "dumb"), "HOME": "/root"})
 
 
 @click.command("node", context_settings={"ignore_unknown_options": True})
@@ -148,10 +147,7 @@ def node(node: str, command: tuple[str, ...], cluster: str | None) -> None:
         "--",
         *(words or (os.environ.get("SHELL", "/bin/sh"),)),
     ]
-    sys.stdout.flush()
-    os.execvpe(
-        argv[0], argv, {**os.environ, "KUBECONFIG": str(config.node_dir(node) / "kubeconfig"), "NODE_NAME": node}
-    )
+    become(argv, {**os.environ, "KUBECONFIG": str(config.node_dir(node) / "kubeconfig"), "NODE_NAME": node})
 
 
 def _text(line: str) -> str:

@@ -275,7 +275,7 @@ ROLE_HALF = [
             "app/podwire/deploy/apply.py": "a step that gives a file of another plugin another name",
             ROLE + "rotate.py": "a log's old part is kept under another name",
             "cni/podwire_cni/ipam/store.py": "a lease that is given back keeps its file under another name",
-            "cni/podwire_cni/listener.py": "a socket, not a file",
+            ROLE + "unixsocket.py": "a socket, not a file",
             "netns-tests/lab/incluster.py": "a Secret's files, exchanged as a kubelet does it",
             "vagrant/qemu.py": "a log that is whole when it has its name",
         },
