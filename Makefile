@@ -110,7 +110,7 @@ status: $(VENV)/.installed   ## where everything stands
 PYTEST := $(BIN)/python -m pytest -q
 JOBS   ?= 2
 BESIDE  = -n $(JOBS) --dist loadfile --no-loadscope-reorder
-PURE   := base cni controlplane dns policy proxy app tools
+PURE   := base cni controlplane dns observe policy proxy app tools
 
 check: lint test-unprivileged  ## lint, types, and every test that needs no packets (3 minutes)
 

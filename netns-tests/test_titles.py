@@ -25,7 +25,7 @@ ClusterConfig.node_names = lambda self: [{NODE!r}]
 join = network._join
 network._join = lambda config, namespace, port, *rest, **more: join(config, namespace, port[-15:], *rest, **more)
 """
-ROLES = {"wiring", "proxy", "dns-feeder", "dns", "lb", "node", "policy"}
+ROLES = {"wiring", "proxy", "dns-feeder", "dns", "lb", "node", "observe", "policy"}
 
 
 def marked(config: ClusterConfig) -> dict[int, str]:

@@ -186,6 +186,30 @@ def _policy(config: AgentConfig) -> None:
     run(PolicyConfig(config.node_name, config.kubeconfig, config.run_dir))
 
 
+def observe_config(config: AgentConfig) -> object:
+    from podwire_observe.config import ObserveConfig
+
+    made = ObserveConfig(
+        config.node_name,
+        config.kubeconfig,
+        config.run_dir,
+        cluster_cidrs=config.cluster_cidrs,
+        service_cidrs=config.service_cidrs,
+    )
+    return override(made, "observe", config.sets)
+
+
+def _observes(config: AgentConfig) -> bool:
+    """Whether the node tells who talks to whom."""
+    return config.pods and ("observe", "mode", "off") not in config.sets
+
+
+def _observe(config: AgentConfig) -> None:
+    from podwire_observe.main import run
+
+    run(observe_config(config))  # type: ignore[arg-type]  # kept as object so that the import stays inside
+
+
 def _text(path: str) -> str:
     try:
         return Path(path).read_text()
@@ -247,6 +271,8 @@ def roles(config: AgentConfig) -> list[Role]:
     rows = [(name, work) for role, name, work in _TABLE if role in config.roles]
     if config.pods:
         rows.insert(0, ("policy", _policy))  # before wiring, whose ADDs ask it
+        if _observes(config):
+            rows.append(("observe", _observe))
         rows.append(("node", _node))  # it publishes the state of the roles as conditions of its Node
     elif "wiring" not in config.left:  # else the other agent tells of this one's roles too
         rows.append(("status", _status))
@@ -282,6 +308,8 @@ def check(config: AgentConfig) -> None:
         check_proxy(made)
     if "lb" in config.roles:
         lb_config(config)
+    if config.pods:
+        observe_config(config)
     if "dns" in config.roles:
         dns = dns_config(config)
         assert isinstance(dns, DnsConfig)

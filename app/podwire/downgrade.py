@@ -15,7 +15,11 @@ from podwire_cni.ipam.store import Busy, DirStore
 from podwire_policy import apply as policy
 from podwire_proxy import backends
 
-STATUS = ("identity", "policy")  # roles that the version before does not have: nobody would renew their status
+STATUS = (
+    "identity",
+    "policy",
+    "observe",
+)  # roles that the version before does not have: nobody would renew their status
 
 
 class AgentRuns(Exception):

@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "open": ("podwire.commands.publish", "open_", "Print the URL of a Service for a browser on this machine."),
     "explain": ("podwire.commands.explain", "explain_", "Say what becomes of a packet, step by step, and why."),
     "node-walk": ("podwire.commands.explain", "node_walk", "Answer `podwire explain` about this node."),
+    "flows": ("podwire.commands.flows", "flows", "Who connects to whom, what failed, and why."),
     "nft": ("podwire.commands.nft", "group", "The ruleset of a node, with the Service or pod of each element."),
     "report": ("podwire.commands.report", "report", "Collect what a bug report needs into one file."),
     "cleanup": ("podwire.commands.explain", "cleanup", "Remove the Service proxy's rules from a node."),

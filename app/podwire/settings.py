@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 PREFIX = "PODWIRE_"
 ROLES = ("wiring", "proxy", "dns", "lb")
+SETTABLE = (*ROLES, "observe")  # whose fields `set` may set
 JOINED = "podwire.io/joined"  # the mark in kubeconfigs of `podwire join`: the agent renews their certificates
 _WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
@@ -37,8 +38,8 @@ def assignments(texts: Iterable[str]) -> tuple[tuple[str, str, str], ...]:
     for text in texts:
         left, equals, value = text.partition("=")
         role, dot, name = left.partition(".")
-        if not (equals and dot and name) or role not in ROLES:
-            raise BadSetting(f"set: {text!r} is not ROLE.FIELD=VALUE with ROLE one of {', '.join(ROLES)}")
+        if not (equals and dot and name) or role not in SETTABLE:
+            raise BadSetting(f"set: {text!r} is not ROLE.FIELD=VALUE with ROLE one of {', '.join(SETTABLE)}")
         found.append((role, name.replace("-", "_"), value))
     return tuple(found)
 

@@ -7,4 +7,5 @@ ROLES = {
     "dns": "PodwireDns",
     "lb": "PodwireLoadBalancer",
     "policy": "PodwirePolicy",
+    "observe": "PodwireObserve",
 }

@@ -47,7 +47,7 @@ from .cluster import EXAMPLES
 
 T = TypeVar("T")
 DNS_ADDRESS = "10.96.0.10"
-ROLES = ("policy", "wiring", "proxy", "lb", "dns-feeder", "dns", "node")
+ROLES = ("policy", "wiring", "proxy", "lb", "dns-feeder", "dns", "observe", "node")
 CONTROL = ("apiserver", "controllers")
 # A killed DNS server is back after 0.2 s on an idle machine, and its spare answers meanwhile; after up to 2.5 s if ten
 # programs share two CPUs. A resolver waits five seconds for an answer before it repeats the query (resolv.conf(5),

@@ -31,7 +31,7 @@ class ClusterConfig:
     net.bridge.bridge-nf-call-iptables; -1 keeps the kernel's value. proxy_backend: the backend that writes the Service
     rules, one of the proxy's backends.choices(). publish: Services at ports of this machine, as words of `podwire
     publish`. internet: the range of slirp4netns, through which pods reach the world outside; "": they do not.
-    host_access: they reach this machine's own addresses too.
+    host_access: they reach this machine's own addresses too. observe: the mode of the nodes' role `observe`.
     layout: of the run directory. names: the nodes (default: node1 to nodeN); stopped: those that are switched off.
     service_cidr6: IPv6 addresses for Services; "": Services have IPv4 only. With it, pods have IPv6 too.
     cluster_cidr6: IPv6 addresses for pods; "": pods have IPv4 only. node_cidr6: then the nodes' network. The mask sizes
@@ -57,6 +57,7 @@ class ClusterConfig:
     publish: tuple[str, ...] = ()
     internet: str = ""
     host_access: bool = False
+    observe: str = "always"
     layout: int = LAYOUT
     names: tuple[str, ...] = ()
     stopped: tuple[str, ...] = ()
@@ -138,6 +139,7 @@ class ClusterConfig:
             ("proxy", "metrics_address", "127.0.0.1:10249"),
             ("proxy", "conntrack_table", "false"),  # a node is a network namespace, and the table is the machine's
             ("dns", "metrics_address", "127.0.0.1:9153"),
+            ("observe", "mode", self.observe),
         )
 
     # ---- names

@@ -103,6 +103,7 @@ def _import_all() -> None:
     import podwire_cni.agent
     import podwire_dns.feeder
     import podwire_dns.role
+    import podwire_observe.main
     import podwire_policy.main
     import podwire_proxy.l2.announcer
     import podwire_proxy.main
@@ -112,6 +113,7 @@ def _import_all() -> None:
         podwire_cni.agent,
         podwire_dns.feeder,
         podwire_dns.role,
+        podwire_observe.main,
         podwire_policy.main,
         podwire_proxy.main,
         podwire_proxy.l2.announcer,

@@ -15,6 +15,7 @@ import click
 import yaml
 
 from podwire_base.role import watching
+from podwire_observe.config import MODES
 from podwire_proxy import backends
 
 from ..cluster import credentials, internet, merging, outward, publisher
@@ -176,6 +177,13 @@ def _way_out(config: ClusterConfig, why: str) -> str:
     show_default=True,
     help="Kill a role that makes no progress for 30 s, and start it again.",
 )
+@click.option(
+    "--observe",
+    type=click.Choice(MODES),
+    default="always",
+    show_default=True,
+    help="Follow the nodes' connections for `podwire flows`.",
+)
 @backend_option
 def up(
     name: str,
@@ -192,6 +200,7 @@ def up(
     wanted: bool | None,
     host_access: bool,
     watchdog: bool,
+    observe: str,
     proxy_backend: str,
 ) -> None:
     """Start a cluster on this machine: every node is a network namespace. The machine's own network is not touched."""
@@ -216,6 +225,7 @@ def up(
             bridge_nf=int(bridge_nf or -1),
             load_balancer_pool=_pool(load_balancer_pool),
             proxy_backend=proxy_backend,
+            observe=observe,
             publish=tuple(str(one) for one in publications),
         )
         config, no_internet = _with_internet(config, wanted, host_access)

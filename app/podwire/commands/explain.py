@@ -15,6 +15,7 @@ from podwire_base.kernel.netns import call_in
 from podwire_base.kube.client import config as client_config
 from podwire_base.kube.errors import ConfigError
 from podwire_base.role import waits
+from podwire_observe import sysctls
 from podwire_proxy import backends
 from podwire_proxy.backend import NotGone
 from podwire_proxy.hostfacts import Foreign, leftovers
@@ -70,6 +71,10 @@ def _record(cluster: str) -> ClusterConfig:
     if found is None:
         raise Failed(f"no cluster {cluster!r} on this machine; leave --node out for this machine itself")
     return found
+
+
+def find_node_dir(cluster: str | None, node: str) -> Path:
+    return _record(find_cluster(cluster)).node_dir(node)
 
 
 def _place(cluster: str | None, node: str | None, netns: str | None) -> Place:
@@ -215,7 +220,7 @@ def _tell_others(others: Sequence[Foreign]) -> None:
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("/run/podwire/node"),
     show_default=True,
-    help="The agent's, for --for-downgrade.",
+    help="The agent's, with what the role observe found, and for --for-downgrade.",
 )
 @click.option(
     "--load-balancers",
@@ -255,6 +260,9 @@ def cleanup(
         ours = call_in(place.path, backends.existing)
         for line in ours if dry_run else call_in(place.path, backends.cleanup):
             click.echo(f"{'would remove' if dry_run else 'removed'} {line}")
+        where = find_node_dir(cluster, node) if node else run_dir
+        for line in call_in(place.path, lambda: list(sysctls.restore(where, dry_run=dry_run))):
+            click.echo(f"{'would put back' if dry_run else 'put back'} {line}")
     except NotGone as err:
         for line in err.removed:
             click.echo(f"removed {line}")

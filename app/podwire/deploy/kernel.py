@@ -17,6 +17,7 @@ def clean(dns_address: str) -> Iterator[str]:
     from podwire_cni import routes
     from podwire_cni.firewall import Firewall
     from podwire_dns import heritage, host
+    from podwire_observe import sysctls
     from podwire_policy.apply import cleanup as cleanup_policy
     from podwire_proxy.backend import NotGone
     from podwire_proxy.main import cleanup
@@ -30,6 +31,8 @@ def clean(dns_address: str) -> Iterator[str]:
     for run_dir in (RUN_DIR, RUN_DIR / "services"):  # the second is that of the container `services` (deploy/)
         heritage.end_spares(run_dir)
     yield from map("nft {}".format, cleanup_policy())
+    for run_dir in (RUN_DIR, RUN_DIR / "node"):
+        yield from sysctls.restore(run_dir)
     yield from host.cleanup([dns_address])
     firewall = Firewall()
     try:

@@ -34,7 +34,7 @@ def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
     return run_dir, kubeconfig
 
 
-@pytest.mark.parametrize("name", ["policy", "wiring", "proxy", "dns-feeder", "dns", "lb", "node"])
+@pytest.mark.parametrize("name", ["policy", "wiring", "proxy", "dns-feeder", "dns", "lb", "observe", "node"])
 def test_each_role_refuses(node: tuple[Path, Path], name: str) -> None:
     run_dir, kubeconfig = node
     config = AgentConfig("n1", str(kubeconfig), run_dir, "192.0.2.1", uplink="lo", roles=ROLES)

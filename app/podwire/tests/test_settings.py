@@ -202,9 +202,10 @@ def test_roles_that_are_not_chosen_do_not_run(tmp_path: Path) -> None:
     def names(**more: object) -> list[str]:
         return [role.name for role in agent.roles(_config(tmp_path, **more))]
 
-    assert names() == ["policy", "wiring", "proxy", "dns-feeder", "dns", "lb", "node"]
+    assert names() == ["policy", "wiring", "proxy", "dns-feeder", "dns", "lb", "observe", "node"]
     assert names(roles=("dns",), pods=False) == ["dns-feeder", "dns", "status"]
-    assert [role.log for role in agent.roles(_config(tmp_path, log_files=False))] == [None] * 7
+    assert "observe" not in names(sets=(("observe", "mode", "off"),))
+    assert [role.log for role in agent.roles(_config(tmp_path, log_files=False))] == [None] * 8
 
 
 def test_two_agents_share_the_roles_of_a_node(kubeconfig: str, tmp_path: Path) -> None:

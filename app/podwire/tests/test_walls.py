@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[3]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 SETTINGS: dict[str, Any] = PYPROJECT["tool"]["importlinter"]
 ROOTS: list[str] = SETTINGS["root_packages"]
-FLOORS = ("app", "base", "cni", "controlplane", "dns", "policy", "proxy")
+FLOORS = ("app", "base", "cni", "controlplane", "dns", "observe", "policy", "proxy")
 PURE: dict[str, Any] = next(c for c in SETTINGS["contracts"] if c["type"] == "pure")
 TOOLS = Path(sys.executable).parent
 

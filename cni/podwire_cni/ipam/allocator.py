@@ -121,7 +121,8 @@ def pod_spaces(leases: Iterable[Lease]) -> frozenset[PodSpace]:
             continue
         ident, _, path = netns.partition(" ")
         device, _, inode = ident.partition(":")
-        made.add(PodSpace(int(device), int(inode), path, tuple(str(lease.address) for lease in held)))
+        ips = tuple(str(lease.address) for lease in held)
+        made.add(PodSpace(int(device), int(inode), path, ips, held[0].pod))
     return frozenset(made)
 
 

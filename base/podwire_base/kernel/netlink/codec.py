@@ -30,6 +30,11 @@ ERROR, DONE = 2, 3  # message types
 NFPROTO = {"inet": 1, "ip": 2, "bridge": 7, "ip6": 10}  # families of netfilter
 
 
+def attr_head(size: int, kind: int) -> bytes:
+    """Returns the header of an attribute. size: with the header."""
+    return _HEAD.pack(size, kind)
+
+
 def attr(kind: int, value: bytes) -> bytes:
     """Returns one attribute, padded to a multiple of four bytes."""
     size = len(value) + 4

@@ -1,0 +1,183 @@
+"""`podwire flows` on a running cluster: what it says of a connection is what the client saw, once, with exact bytes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import stat
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from lab.cluster import EXAMPLES, cluster
+from podwire.demo.lab import DemoLab, Pod, wait_for
+from podwire.main import cli
+from podwire_base.kernel.netns import call_in
+
+PORT = 9376
+
+
+def ready(status: Path) -> bool:
+    return bool(json.loads(status.read_text())["ready"])
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[DemoLab]:
+    with cluster(2, name="obs", watched=True) as made:
+        made.run_tool("apply", "-f", str(EXAMPLES))
+        made.wait_pods("MyApp", 4)
+        for node in made.config.node_names():
+            status = made.config.node_dir(node) / "status" / "observe.json"
+            wait_for(partial(ready, status), 20)
+        yield made
+
+
+def told(lab: DemoLab, *words: str) -> list[dict[str, Any]]:
+    call = ["flows", "-o", "json", "--since", "10m", "--kubeconfig", str(lab.config.kubeconfig), *words]
+    done = CliRunner().invoke(cli, call)
+    assert done.exit_code == 0, done.output
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def of_port(lab: DemoLab, port: int, *words: str) -> list[dict[str, Any]]:
+    return told(lab, "--from-port", str(port), *words)
+
+
+def free_port(src: Pod) -> int:
+    def bind() -> int:
+        with socket.socket() as sock:
+            sock.bind(("", 0))
+            return int(sock.getsockname()[1])
+
+    return call_in(src.netns, bind)
+
+
+def send(src: Pod, port: int, address: str, to: int, data: bytes, *, udp: bool = False) -> None:
+    """Sends from a port that is known, so that exactly this connection can be looked for."""
+
+    def work() -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM if udp else socket.SOCK_STREAM) as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind(("", port))
+            sock.settimeout(2)
+            try:
+                sock.connect((address, to))
+                sock.sendall(data)
+                while not udp and sock.recv(4096):
+                    pass
+            except OSError:
+                return  # what the client saw is looked for in the answer
+
+    call_in(src.netns, work)
+
+
+def pods(lab: DemoLab) -> tuple[Pod, Pod, Pod]:
+    """Returns a pod, another one of its node, and one of the other node."""
+    every = sorted(lab.pods("MyApp"), key=lambda pod: pod.name)
+    first = every[0]
+    return (
+        first,
+        next(pod for pod in every if pod != first and pod.node == first.node),
+        next(pod for pod in every if pod.node != first.node),
+    )
+
+
+@pytest.mark.parametrize("where", ["own node", "other node", "Service"])
+def test_a_connection_is_told_once_with_both_ends_and_exact_bytes(lab: DemoLab, where: str) -> None:
+    first, own, other = pods(lab)
+    address = {"own node": own.address, "other node": other.address}.get(where) or lab.cluster_ip("my-loadbalancer")
+    port, to = free_port(first), 80 if where == "Service" else PORT
+    request = b"GET / HTTP/1.0\r\n\r\n"
+    send(first, port, address, to, request)
+    found = wait_for(lambda: [one for one in of_port(lab, port) if one["verdict"] != "open"], 25)
+    (one,) = found
+    assert (one["verdict"], one["source"]["name"], one["node"]) == ("forwarded", first.name, first.node)
+    assert one["target"]["kind"] == "pod"
+    if where == "Service":
+        assert one["service"] == {"namespace": "default", "name": "my-loadbalancer", "port": "80"}
+        assert one["ip"] == address != one["endpoint_ip"]
+    else:
+        assert one["target"]["name"] == (own if where == "own node" else other).name
+    headers = 20 + 20  # of IP and TCP, without options: what remains are the request and at most 12 + 20 for options
+    rest = one["bytes"] - len(request) - headers * one["packets"]
+    assert 0 <= rest <= 12 * one["packets"] + 8, one
+
+
+def test_who_refuses_is_told_at_once(lab: DemoLab) -> None:
+    first, own, other = pods(lab)
+    for target in (own, other):
+        port = free_port(first)
+        send(first, port, target.address, 81, b"x")
+        (one,) = wait_for(lambda port=port: of_port(lab, port, "--verdict", "refused"), 5)  # type: ignore[misc]  # bound now
+        assert (one["reason"], one["target"]["name"], one["packets"], one["back_packets"]) == (
+            "closed-port",
+            target.name,
+            1,
+            1,
+        )
+        assert one["duration"] is not None
+        assert len(of_port(lab, port)) == 1
+
+
+def test_who_does_not_answer_is_told(lab: DemoLab) -> None:
+    first, _, other = pods(lab)
+    port = free_port(first)
+    send(first, port, other.address, 4444, b"hello", udp=True)  # an ICMP error leaves no mark in conntrack
+    (one,) = wait_for(lambda: of_port(lab, port, "--verdict", "unanswered"), 25)
+    assert (one["protocol"], one["bytes"]) == ("udp", 33)
+
+
+def test_the_nodes_probes_are_shown_only_if_asked_for(lab: DemoLab) -> None:
+    wait_for(lambda: [one for one in told(lab, "--probes") if one["probe"]], 20)
+    assert not [one for one in told(lab) if one["probe"]]
+
+
+def test_sums_by_service(lab: DemoLab) -> None:
+    first, *_ = pods(lab)
+
+    def opened() -> int:
+        rows = told_sums(lab)
+        return next((row["opened"] for row in rows if row["target"] == "default/my-loadbalancer:80"), 0)
+
+    before = opened()
+    for _ in range(5):
+        send(first, 0, lab.cluster_ip("my-loadbalancer"), 80, b"GET / HTTP/1.0\r\n\r\n")
+    wait_for(lambda: opened() >= before + 5, 10)
+    assert opened() == before + 5
+
+
+def told_sums(lab: DemoLab) -> list[dict[str, Any]]:
+    return told(lab, "--by", "service")
+
+
+def test_the_role_dies_and_says_since_when_it_knows(lab: DemoLab) -> None:
+    first, own, _ = pods(lab)
+    before = lab.supervised(first.node, "observe")
+    path = lab.config.node_dir(first.node) / "observe.sock"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    os.kill(before, signal.SIGKILL)
+    wait_for(lambda: lab.supervised(first.node, "observe") not in (0, before), 20)
+    port = free_port(first)
+
+    def again() -> list[dict[str, Any]]:
+        send(first, 0, own.address, 82, b"x")
+        try:
+            return told(lab, "--to-port", "82", "--verdict", "refused")
+        except AssertionError:
+            return []  # it does not answer yet
+
+    wait_for(again, 20)
+    send(first, port, own.address, 83, b"x")
+    assert wait_for(lambda: of_port(lab, port), 10)[0]["verdict"] == "refused"
+
+
+def test_counters_and_times_are_on_in_the_nodes_and_written_down(lab: DemoLab) -> None:
+    for node in lab.config.node_names():
+        found = json.loads((lab.config.node_dir(node) / "observe-sysctls.json").read_text())
+        assert found == {"nf_conntrack_acct": "0", "nf_conntrack_timestamp": "0"}
