@@ -140,6 +140,10 @@ runtimes: $(VENV)/.installed-dev  # unpacked into .venv, not installed: no daemo
 test-runtimes: $(VENV)/.installed-dev runtimes  ## containerd and podman of Debian's packages call the CNI plugin (root)
 	@$(BIN)/python -m pytest -q -m runtimes netns-tests
 
+.PHONY: test-clients
+test-clients: $(VENV)/.installed-dev  ## kubectl and other clients, unmodified, against the API server of a cluster (root, 15 minutes)
+	@$(PYTEST) -m clients netns-tests
+
 image: $(VENV)/.installed  ## the agent as an OCI image in dist/, without a container engine (root)
 	$(call need,$(TOOLS) mmdebstrap:mmdebstrap)
 	@$(BIN)/podwire image

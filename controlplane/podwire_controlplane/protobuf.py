@@ -394,6 +394,13 @@ def builtin() -> Codec:
     return Codec(json.loads(raw))
 
 
-def message(*parts: tuple[int, bytes]) -> bytes:
-    """Return a message of bytes fields, each a (number, value)."""
-    return b"".join(_field(number, _BYTES, value) for number, value in parts)
+def message(*parts: tuple[int, bytes | int | float]) -> bytes:
+    """Return a message of fields, each a (number, value): bytes, a whole number or bool as a varint, or a double."""
+    return b"".join(
+        _field(number, _BYTES, value)
+        if isinstance(value, bytes)
+        else _field(number, _FIXED64, struct.pack("<d", value))
+        if isinstance(value, float)
+        else _field(number, _VARINT, value)
+        for number, value in parts
+    )

@@ -27,13 +27,14 @@ from podwire_base.role.run import main, stop_event, until_stopped
 
 from .cni_runtime import Attachment, CniFailed, CniRuntime
 from .podspec import NodeDns
-from .podstatus import conditions, new_words
+from .podstatus import beaten, conditions, new_words, quiet
 from .podworker import PodHost, PodWorker
 from .roles import ROLES
 from .runtime import Process, Sandbox, read
 
 log = logs.get("node")
 HEARTBEAT = 10.0
+REPORT = 300.0  # seconds after which a Node's status is sent even without news, as a kubelet does
 STOP_SECONDS = 5
 
 
@@ -217,14 +218,15 @@ class Kubelet:
             "NodeReady" if network else "NetworkNotReady",
             "" if network else "no CNI configuration yet",
         )
+        room = {"cpu": str(os.cpu_count()), "memory": _memory(), "pods": "250"}
         return {
             "addresses": [
                 *({"type": "InternalIP", "address": ip} for ip in (self.config.address, *self.config.more_addresses)),
                 {"type": "Hostname", "address": self.config.node_name},
             ],
             "conditions": conditions(node, wanted, now),
-            "capacity": {"pods": "250", "cpu": str(os.cpu_count())},
-            "allocatable": {"pods": "250"},
+            "capacity": room,
+            "allocatable": room,
             "nodeInfo": {
                 "kernelVersion": platform.release(),
                 "kubeletVersion": git_version(),
@@ -235,7 +237,7 @@ class Kubelet:
                 "bootID": "",
                 "kubeProxyVersion": "",
                 "osImage": _os_name(),
-                "architecture": {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), ""),
+                "architecture": _architecture(),
             },
         }
 
@@ -254,7 +256,12 @@ class Kubelet:
                 "kind": "Node",
                 "metadata": {
                     "name": own,
-                    "labels": {"kubernetes.io/hostname": own, "kubernetes.io/os": "linux", **dict(self.config.labels)},
+                    "labels": {
+                        "kubernetes.io/hostname": own,
+                        "kubernetes.io/os": "linux",
+                        "kubernetes.io/arch": _architecture(),
+                        **dict(self.config.labels),
+                    },
                 },
             },
         )
@@ -279,19 +286,22 @@ class Kubelet:
         """Send heartbeats and the Node's status. Send a change of a role's condition at once. Send changed numbers with
         the next heartbeat.
         """
-        sent, last, told = 0.0, None, False
+        sent, reported, last, told = 0.0, -REPORT, None, False
         while True:
             try:
                 node = await self._register() if last is None or time.monotonic() - sent > HEARTBEAT else last
                 status = self._node_status(node)
                 known = node.get("status") or {}
-                changed = new_words(known.get("conditions") or [], status["conditions"])
+                stored, made = quiet(known.get("conditions") or []), quiet(status["conditions"])
+                changed = new_words(stored, made) or time.monotonic() - reported > REPORT
                 if time.monotonic() - sent > HEARTBEAT or last is None:
                     await self._heartbeat()
                     sent = time.monotonic()
-                    changed = changed or status["conditions"] != known.get("conditions")
+                    changed = changed or made != stored
                 if changed or known.get("addresses") != status["addresses"]:
+                    status["conditions"] = beaten(status["conditions"], time.time())
                     node = await self.api.patch(f"/api/v1/nodes/{self.config.node_name}/status", {"status": status})
+                    reported = time.monotonic()
                 last, told = node, False
                 beat.tell(True, "node status sent")
             except ApiError as err:
@@ -304,6 +314,16 @@ class Kubelet:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._sync_node())
             tasks.create_task(self.informer.run())
+
+
+def _architecture() -> str:
+    """Return the machine's architecture as Go names it."""
+    return {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
+
+
+def _memory() -> str:
+    """Return the machine's memory as a quantity: pods of all its nodes share it."""
+    return f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') // 1024}Ki"
 
 
 def _os_name() -> str:

@@ -126,6 +126,16 @@ def conditions(pod: Object, wanted: Mapping[str, tuple[bool, str, str]], now: fl
     return rows
 
 
+def beaten(rows: Iterable[Object], now: float) -> list[Object]:
+    """Return conditions of a Node with the time at which they are sent. Those of other writers keep theirs."""
+    return [{"lastHeartbeatTime": timestamp(now), **row} for row in rows]
+
+
+def quiet(rows: Iterable[Object]) -> list[Object]:
+    """Return conditions without the time at which they were sent: what is left changes only if there is news."""
+    return [{key: value for key, value in row.items() if key != "lastHeartbeatTime"} for row in rows]
+
+
 def new_words(before: Iterable[Object], after: Iterable[Object]) -> bool:
     """Whether conditions differ in more than the numbers in their messages. A changed number can wait for the next
     heartbeat, because each change of a Node sends an event to every client that watches Nodes, on every machine.
@@ -167,7 +177,6 @@ def pod_status(
         "phase": phase(policy, states),
         "hostIP": host,
         "hostIPs": [{"ip": host}],
-        "qosClass": "BestEffort",
         "startTime": pod.get("status", {}).get("startTime") or timestamp(now),
         "containerStatuses": [container_status(c) for c in states],
         "conditions": conditions(

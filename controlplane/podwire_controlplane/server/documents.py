@@ -15,7 +15,7 @@ from podwire_base.kube.errors import StatusError
 from podwire_base.kube.meta import Object
 from podwire_base.kube.registry import BUILTIN, Registry
 
-from .. import openapi
+from .. import openapi, openapiproto
 from . import answers, discovery, media
 from .handlers import not_allowed, page_not_found
 
@@ -124,7 +124,7 @@ class Documents:
         if rest == ["v3"]:
             return _tagged(request, codec.dumps(openapi.index(self.registry)), _TEXT)
         if rest == ["v2"]:
-            return _tagged(request, codec.dumps(openapi.v2(self.registry)), media.JSON)
+            return self._openapi_v2(request)
         if rest[:2] == ["v3", "api"] and len(rest) == 3:
             made = openapi.v3(self.registry, "", rest[2])
         elif rest[:2] == ["v3", "apis"] and len(rest) == 4:
@@ -132,6 +132,21 @@ class Documents:
         if made is None:
             return page_not_found()
         return _tagged(request, codec.dumps(made), media.JSON)
+
+    def _openapi_v2(self, request: web.Request) -> web.Response:
+        """Answer in JSON or protobuf, as kube-openapi negotiates: the first media type that it has."""
+        offered = {"*/*": media.JSON, media.JSON: media.JSON, **dict.fromkeys(openapiproto.ASKED, openapiproto.MEDIA)}
+        accepted = [clause.media for clause in media.clauses(request.headers.get("Accept", "") or "*/*")]
+        form = next((offered[one] for one in accepted if one in offered), None)
+        if form is None:
+            return web.Response(status=406)
+        raw = codec.dumps(openapi.v2(self.registry))
+        return _tagged(request, raw if form == media.JSON else _protobuf(raw), form)
+
+
+@lru_cache(maxsize=2)  # a quarter of a second for all of Kubernetes' kinds
+def _protobuf(raw: bytes) -> bytes:
+    return openapiproto.encode(codec.decode(raw))
 
 
 @lru_cache(maxsize=64)

@@ -222,6 +222,22 @@ def test_other_numbers_are_no_news() -> None:
     assert podstatus.new_words([], before)
 
 
+def test_a_node_tells_when_it_last_reported() -> None:
+    """`kubectl describe node` shows the time; without news it is no change."""
+    rows = podstatus.conditions({}, {"Ready": (True, "NodeReady", "")}, NOW)
+    foreign = {"type": "DiskSlow", "status": "False", "lastHeartbeatTime": "t"}
+    first, later = (podstatus.beaten([*rows, foreign], NOW + wait) for wait in (1, 9))
+    assert first[0]["lastHeartbeatTime"] < later[0]["lastHeartbeatTime"]
+    assert first[1] == later[1] == foreign
+    assert podstatus.quiet(first) == podstatus.quiet(later)
+    assert podstatus.quiet(first)[0] == rows[0]
+
+
+def test_the_quality_of_service_is_the_servers() -> None:
+    """The API server computes it from the requests and limits of a pod when the pod is created."""
+    assert "qosClass" not in _status(stored(pod()), state("running"))
+
+
 def test_readiness_gates_and_foreign_conditions() -> None:
     made = stored(pod(readinessGates=[{"conditionType": "x.io/gate"}]))
     assert _conditions(_status(made, state("running")))["Ready"][0] == "False"
