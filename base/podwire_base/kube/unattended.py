@@ -10,11 +10,6 @@ from typing import Final
 
 REASON: Final = "NoController"
 MISSING: Final[dict[str, str]] = {
-    "StatefulSet": "no pods are created for it",
-    "DaemonSet": "no pods are created for it",
-    "Job": "no pods are created for it",
-    "CronJob": "no Jobs are created for it",
-    "ReplicationController": "no pods are created for it",
     "HorizontalPodAutoscaler": "nothing is scaled by it",
     "PersistentVolumeClaim": "no volume is bound to it",
     "Ingress": "no traffic is routed by it",

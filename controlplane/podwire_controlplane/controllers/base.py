@@ -13,13 +13,14 @@ from typing import Any, Literal
 
 from podwire_base.kube.meta import Object, controller_of, key, name, namespace, uid
 
-Verb = Literal["create", "update", "patch", "status", "delete", "finalize", "bind"]
+Verb = Literal["create", "update", "patch", "status", "delete", "finalize", "bind", "again"]
 
 
 @dataclass(frozen=True, slots=True)
 class Write:
     """One write to the API. kind: the object's kind. obj: the whole object (create, update, finalize), a merge patch
-    (patch, status), DeleteOptions (delete) or the fields of a Binding (bind).
+    (patch, status), DeleteOptions (delete) or the fields of a Binding (bind). `again` writes nothing: the driver
+    reconciles the key again after obj["seconds"].
 
     unless: (kind, namespace, name, uid) of objects; kind is "apiVersion:Kind" for a custom kind. The driver drops the
     write if the API (not the cache) has one of these objects.
@@ -90,6 +91,11 @@ def owner_of(kind: str) -> Mapper:
         return (f"{namespace(obj)}/{ref['name']}",) if ref and ref.get("kind") == kind else ()
 
     return mapper
+
+
+def again(kind: str, seconds: float) -> Write:
+    """Return the request to reconcile the same key again after `seconds`, when only time has passed."""
+    return Write("again", kind, "", "", {"seconds": max(0.05, seconds)})
 
 
 def owner_reference(obj: Object) -> Object:

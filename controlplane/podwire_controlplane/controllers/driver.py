@@ -26,13 +26,17 @@ from podwire_base.role.run import main, notify, stop_event, until_stopped
 from . import (
     accounts,
     cleanup,
+    cronjobs,
+    daemonsets,
     disruption,
     endpointslices,
+    jobs,
     loadbalancer,
     nodes,
     protection,
     quota,
     roles,
+    statefulsets,
     unattended,
     workloads,
 )
@@ -186,6 +190,9 @@ class Driver:
         item = (controller, key)
         try:
             for change in self.controllers[controller].reconcile(key, self.snapshot, time.time()):
+                if change.verb == "again":
+                    asyncio.get_running_loop().call_later(change.obj["seconds"], self._enqueue, controller, key)
+                    continue
                 try:
                     await self._apply(change)
                 except Refused as err:
@@ -255,6 +262,10 @@ async def _main(config: ControllersConfig) -> None:
     rows = (
         *endpointslices.CONTROLLERS,
         *workloads.CONTROLLERS,
+        *daemonsets.CONTROLLERS,
+        *statefulsets.CONTROLLERS,
+        *jobs.CONTROLLERS,
+        *cronjobs.CONTROLLERS,
         *cleanup.CONTROLLERS,
         *disruption.CONTROLLERS,
         *protection.CONTROLLERS,

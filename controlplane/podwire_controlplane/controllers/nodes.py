@@ -11,6 +11,7 @@ from podwire_base.kube.meta import Object, controller_of, deleting, key, labels,
 from podwire_base.kube.times import parse_time, timestamp
 
 from ..allocators import Exhausted, Network, free_pod_cidr
+from . import affinity
 from .base import Controller, Keys, Snapshot, Write, itself, pod_ended
 
 GRACE = 40.0  # seconds without a renewed Lease after which a node counts as lost (kube-controller-manager's default)
@@ -73,6 +74,7 @@ _CONDITION_TAINTS = {
     ("PIDPressure", "True"): "pid-pressure",
     ("NetworkUnavailable", "True"): "network-unavailable",
 }
+_CORDON = {"key": _TAINT + "unschedulable", "effect": "NoSchedule"}
 _OURS = frozenset(_TAINT + name for name in (*_CONDITION_TAINTS.values(), "unschedulable"))
 
 
@@ -174,14 +176,18 @@ def tolerated(taints: list[Object], tolerations: list[Object]) -> bool:
 
 def why_not(pod: Object, node: Object) -> str:
     """Return the reason why the pod cannot run on the node, "" if it can."""
-    if deleting(node) or node.get("spec", {}).get("unschedulable"):
+    tolerations = pod["spec"].get("tolerations") or []
+    cordoned = node.get("spec", {}).get("unschedulable") and not tolerated([_CORDON], tolerations)
+    if deleting(node) or cordoned:
         return "unschedulable"
     if not is_true(node, "Ready"):
         return "not ready"
     wanted = pod["spec"].get("nodeSelector") or {}
     if any(labels(node).get(k) != v for k, v in wanted.items()):
         return "does not match nodeSelector"
-    if not tolerated(node.get("spec", {}).get("taints") or [], pod["spec"].get("tolerations") or []):
+    if not affinity.wants(pod["spec"], node):
+        return "does not match node affinity"
+    if not tolerated(node.get("spec", {}).get("taints") or [], tolerations):
         return "has a taint that the pod does not tolerate"
     return ""
 

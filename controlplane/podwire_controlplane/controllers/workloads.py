@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+from functools import partial
 
 from podwire_base.kube.conditions import condition, is_true
 from podwire_base.kube.meta import Object, annotations_of, deleting, labels, name, namespace
@@ -33,8 +34,9 @@ def _inverted(text: str) -> str:
     return "".join(chr(0x10FF - ord(c)) for c in text)
 
 
-def reconcile_replica_set(wanted: str, snapshot: Snapshot, _now: float) -> list[Write]:
-    owner = snapshot.get("ReplicaSet", wanted)
+def _reconcile_replicas(kind: str, wanted: str, snapshot: Snapshot, _now: float) -> list[Write]:
+    """Reconcile a ReplicaSet or a ReplicationController: they differ in nothing but the form of their selectors."""
+    owner = snapshot.get(kind, wanted)
     if owner is None or deleting(owner):
         return []
     pods = [p for p in snapshot.owned("Pod", owner) if not pod_ended(p) and not deleting(p)]
@@ -69,8 +71,12 @@ def reconcile_replica_set(wanted: str, snapshot: Snapshot, _now: float) -> list[
         "observedGeneration": owner["metadata"].get("generation", 1),
     }
     if {k: (owner.get("status") or {}).get(k) for k in status} != status:
-        changes.append(Write("status", "ReplicaSet", space, name(owner), {"status": status}))
+        changes.append(Write("status", kind, space, name(owner), {"status": status}))
     return changes
+
+
+reconcile_replica_set = partial(_reconcile_replicas, "ReplicaSet")
+reconcile_replication_controller = partial(_reconcile_replicas, "ReplicationController")
 
 
 # ---- Deployment
@@ -245,5 +251,10 @@ def reconcile_deployment(wanted: str, snapshot: Snapshot, now: float) -> list[Wr
 
 CONTROLLERS = (
     Controller("replicaset", {"ReplicaSet": itself, "Pod": owner_of("ReplicaSet")}, reconcile_replica_set),
+    Controller(
+        "replicationcontroller",
+        {"ReplicationController": itself, "Pod": owner_of("ReplicationController")},
+        reconcile_replication_controller,
+    ),
     Controller("deployment", {"Deployment": itself, "ReplicaSet": owner_of("Deployment")}, reconcile_deployment),
 )
