@@ -29,6 +29,7 @@ class ContainerState:
     finished: float = 0.0
     last_started: float = 0.0
     ready: bool = False
+    started: bool = True  # false until the startup probe has succeeded
     id: str = ""
     previous: Object = field(default_factory=dict)
 
@@ -76,7 +77,7 @@ def container_status(c: ContainerState) -> Object:
         "imageID": "",
         "restartCount": c.restarts,
         "ready": c.ready,
-        "started": c.running,
+        "started": c.running and c.started,
         "state": _state(c),
         "lastState": {"terminated": c.previous} if c.previous else {},
     }
@@ -85,13 +86,14 @@ def container_status(c: ContainerState) -> Object:
     return status
 
 
-def was_ready(pod: Object, c: ContainerState) -> bool:
-    """Whether the API server's status says that this very run of the container is ready. A restarted node agent keeps
-    this readiness until the first result of the probe, so that the pod stays in its Services (KEP-4781).
+def was(field: str, pod: Object, c: ContainerState) -> bool:
+    """Whether the API server's status says that this very run of the container is ready, or started (field). A
+    restarted node agent keeps the readiness until the first result of the probe, so that the pod stays in its Services
+    (KEP-4781).
     """
     rows = pod.get("status", {}).get("containerStatuses") or []
     run = (f"podwire://{c.id}", c.restarts)
-    return any((row.get("containerID"), row.get("restartCount")) == run and bool(row.get("ready")) for row in rows)
+    return any((row.get("containerID"), row.get("restartCount")) == run and bool(row.get(field)) for row in rows)
 
 
 def phase(policy: str, states: list[ContainerState]) -> str:

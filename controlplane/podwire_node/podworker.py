@@ -19,7 +19,7 @@ from podwire_base.role import logs
 from . import podspec, probes, shim
 from .cni_runtime import Attachment, CniFailed, CniRuntime, addresses
 from .podspec import NodeDns, Refused
-from .podstatus import ContainerState, backoff, pod_status, restart_wanted, terminated, was_ready
+from .podstatus import ContainerState, backoff, pod_status, restart_wanted, terminated, was
 from .runtime import ECHO_IN_POD, Container, Process, RuntimeFailed, Sandbox, echo_command
 
 log = logs.get("node")
@@ -191,7 +191,7 @@ class PodWorker:
         if watcher and not state.running:  # found by a restarted node agent
             state.running_since = state.last_started = box.since()
             state.restarts, state.waiting, state.id = box.restarts(), "", self.sandbox.id[:12] + "-" + box.name
-            self._began(state, container, watcher, ready=was_ready(self.pod, state))
+            self._began(state, container, watcher, known=True)
         elif not watcher and (state.running or (state.waiting and box.exit() and state.exit_code is None)):
             ended = box.exit() or {"code": 137, "signal": 9, "finished": time.time()}
             state.exit_code, state.exit_signal, state.finished = ended["code"], ended["signal"], ended["finished"]
@@ -251,36 +251,74 @@ class PodWorker:
         state.waiting = state.message = ""
         state.id = self.sandbox.id[:12] + "-" + state.name
         self._began(state, container, watcher)
+        if (container.get("lifecycle") or {}).get("postStart"):
+            self._background(self._post_start(state, container))
         log.info("container started", pod=key(self.pod), container=state.name, restarts=state.restarts)
 
-    def _began(self, state: ContainerState, container: Object, watcher: Process, ready: bool = False) -> None:
-        """Start the probes of a running container. ready: its readiness until its readiness probe has a result."""
+    def _began(self, state: ContainerState, container: Object, watcher: Process, known: bool = False) -> None:
+        """Start the probes of a running container. known: a former node agent started it, and its status says how far
+        it was. The other probes start when the startup probe has succeeded.
+        """
         self._background(self._wake_when_ended(watcher))
-        readiness, liveness = container.get("readinessProbe"), container.get("livenessProbe")
-        state.ready = ready or readiness is None
+        startup, readiness = container.get("startupProbe"), container.get("readinessProbe")
+        state.started = startup is None or (known and was("started", self.pod, state))
+        state.ready = state.started and (readiness is None or (known and was("ready", self.pod, state)))
+        self._probes[state.name] = []
+        if state.started:
+            self._probe(state, container)
+            return
 
+        def on_startup(healthy: bool, problem: str) -> None:
+            if not healthy:
+                self._unhealthy(state, "Startup", problem)
+            elif not state.started:
+                state.started = True
+                state.ready = readiness is None
+                self._probe(state, container)
+                self._wake.set()
+
+        self._watch(state, container, "startupProbe", on_startup)
+
+    def _watch(
+        self, state: ContainerState, container: Object, field: str, changed: Callable[[bool, str], None]
+    ) -> None:
         async def run(words: list[str], _limit: float) -> int:
             return await exec_in(Container(self.sandbox, state.name), words)
 
+        work = probes.watch(container[field], container, self.addresses[0], run, changed, once=field == "startupProbe")
+        self._probes[state.name].append(self._background(work))
+
+    def _unhealthy(self, state: ContainerState, which: str, problem: str) -> None:
+        told = f"{which} probe failed: container {state.name}: {problem}"
+        self.host.event(self.pod, "Warning", "Unhealthy", told)
+        if which != "Readiness":
+            why = f"Container {state.name} failed {which.lower()} probe, will be restarted"
+            self.host.event(self.pod, "Normal", "Killing", why)
+            self._background(Container(self.sandbox, state.name).stop(0))
+
+    def _probe(self, state: ContainerState, container: Object) -> None:
         def on_ready(healthy: bool, problem: str) -> None:
             state.ready = healthy
             if not healthy:
-                told = f"Readiness probe failed: container {state.name}: {problem}"
-                self.host.event(self.pod, "Warning", "Unhealthy", told)
+                self._unhealthy(state, "Readiness", problem)
             self._wake.set()
 
         def on_live(healthy: bool, problem: str) -> None:
             if not healthy:
-                told = f"Liveness probe failed: container {state.name}: {problem}"
-                self.host.event(self.pod, "Warning", "Unhealthy", told)
-                self._background(Container(self.sandbox, state.name).stop(0))
+                self._unhealthy(state, "Liveness", problem)
 
-        pairs = ((readiness, on_ready), (liveness, on_live))
-        self._probes[state.name] = [
-            self._background(probes.watch(probe, container, self.addresses[0], run, changed))
-            for probe, changed in pairs
-            if probe
-        ]
+        for field, changed in (("readinessProbe", on_ready), ("livenessProbe", on_live)):
+            if container.get(field):
+                self._watch(state, container, field, changed)
+
+    async def _post_start(self, state: ContainerState, container: Object) -> None:
+        """Run the postStart handler. The container ends if it fails (core/v1 Lifecycle)."""
+        box = Container(self.sandbox, state.name)
+        action = container["lifecycle"]["postStart"]
+        if problem := await probes.act(action, container, self.addresses[0], lambda words, _limit: exec_in(box, words)):
+            told = f"PostStartHook failed: container {state.name}: {problem}"
+            self.host.event(self.pod, "Warning", "FailedPostStartHook", told)
+            await box.stop(0)
 
     async def _stop_containers(self, grace: float) -> None:
         specs = [*(self.pod["spec"].get("initContainers") or []), *self.pod["spec"]["containers"]]

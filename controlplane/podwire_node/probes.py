@@ -1,5 +1,5 @@
-"""Container probes (core/v1 Probe): HTTP, TCP and exec. The probes run on the node, with the period and the thresholds
-of their specs.
+"""Container probes (core/v1 Probe): HTTP, TCP, gRPC and exec. The probes run on the node, with the period and the
+thresholds of their specs.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from collections.abc import Awaitable, Callable
 import aiohttp
 
 from podwire_base.kube.meta import Object
+
+from . import grpchealth
 
 Exec = Callable[[list[str], float], Awaitable[int]]
 
@@ -24,7 +26,7 @@ def port_number(container: Object, wanted: int | str) -> int:
     return int(wanted)
 
 
-async def once(probe: Object, container: Object, address: str, run: Exec) -> str:
+async def attempt(probe: Object, container: Object, address: str, run: Exec) -> str:
     """Make one attempt. Return "" for a success, else what went wrong. No result within timeoutSeconds is a failure."""
     limit = float(probe.get("timeoutSeconds") or 1)
     try:
@@ -41,25 +43,29 @@ async def once(probe: Object, container: Object, address: str, run: Exec) -> str
             if action := probe.get("httpGet"):
                 status = await _http(action, container, address)
                 return "" if 200 <= status < 400 else f"HTTP status {status}"
+            if action := probe.get("grpc"):
+                return await grpchealth.check(address, int(action["port"]), str(action.get("service") or ""))
     except TimeoutError:
         return f"no answer within {limit:g} s"
     except (OSError, ValueError, KeyError, aiohttp.ClientError) as err:
         return getattr(err, "strerror", None) or f"{type(err).__name__}: {err}"
-    return ""
+    return "the probe has no action that this node agent knows: httpGet, tcpSocket, grpc or exec"
 
 
-async def act(action: Object, container: Object, address: str, run: Exec) -> None:
-    """Run a lifecycle handler: sleep, exec or httpGet. A failed handler does not stop the pod's termination."""
-    if sleep := action.get("sleep"):
-        await asyncio.sleep(float(sleep.get("seconds") or 0))
-        return
+async def act(action: Object, container: Object, address: str, run: Exec) -> str:
+    """Run a lifecycle handler: sleep, exec or httpGet. Return "" for a success, else what went wrong."""
     try:
-        if command := action.get("exec"):
-            await run(list(command.get("command") or []), 0.0)
+        if sleep := action.get("sleep"):
+            await asyncio.sleep(float(sleep.get("seconds") or 0))
+        elif command := action.get("exec"):
+            status = await run(list(command.get("command") or []), 0.0)
+            return f"the command ended with status {status}" if status else ""
         elif get := action.get("httpGet"):
-            await _http(get, container, address)
-    except (OSError, ValueError, KeyError, aiohttp.ClientError):
-        return
+            status = await _http(get, container, address)
+            return "" if 200 <= status < 400 else f"HTTP status {status}"
+    except (OSError, ValueError, KeyError, aiohttp.ClientError) as err:
+        return getattr(err, "strerror", None) or f"{type(err).__name__}: {err}"
+    return ""
 
 
 async def _http(action: Object, container: Object, address: str) -> int:
@@ -77,16 +83,23 @@ async def _http(action: Object, container: Object, address: str) -> int:
 
 
 async def watch(
-    probe: Object, container: Object, address: str, run: Exec, changed: Callable[[bool, str], None]
+    probe: Object,
+    container: Object,
+    address: str,
+    run: Exec,
+    changed: Callable[[bool, str], None],
+    *,
+    once: bool = False,
 ) -> None:
-    """Run the probe until cancelled. Call `changed(healthy, what went wrong)` when the number of consecutive results
-    reaches successThreshold or failureThreshold and changes the container's health.
+    """Run the probe until cancelled; with `once` until its first success (a startup probe). Call
+    `changed(healthy, what went wrong)` when the number of consecutive results reaches successThreshold or
+    failureThreshold and changes the container's health.
     """
     await asyncio.sleep(float(probe.get("initialDelaySeconds") or 0))
     successes = failures = 0
     state: bool | None = None
     while True:
-        problem = await once(probe, container, address, run)
+        problem = await attempt(probe, container, address, run)
         if not problem:
             successes, failures = successes + 1, 0
         else:
@@ -99,4 +112,6 @@ async def watch(
         if now is not None and now is not state:
             state = now
             changed(now, problem)
+        if once and state:
+            return
         await asyncio.sleep(float(probe.get("periodSeconds") or 10))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from podwire_base.kube.meta import Object
-from podwire_node.podstatus import ContainerState, container_status, pod_status, was_ready
+from podwire_node.podstatus import ContainerState, container_status, pod_status, was
 
 
 def _running(restarts: int = 0, ready: bool = True) -> ContainerState:
@@ -25,7 +25,7 @@ def test_a_restarted_agent_keeps_the_readiness_of_the_same_run(
     said: ContainerState | None, found: ContainerState, kept: bool
 ) -> None:
     pod = {"status": {"containerStatuses": [container_status(said)] if said else []}}
-    assert was_ready(pod, found) is kept
+    assert was("ready", pod, found) is kept
 
 
 def test_a_pod_is_ready_when_each_container_is() -> None:
