@@ -139,7 +139,7 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
     tree = ROOT
     if os.environ.get("PODWIRE_LONG"):
         tree = tmp_path_factory.mktemp("clone") / "podwire"
-        subprocess.run(["git", "clone", "-q", ROOT, tree], check=True)
+        subprocess.run(["git", "clone", "-q", "--no-local", ROOT, tree], check=True)
     made = Shell(tree)
     try:
         yield made

@@ -1,17 +1,23 @@
 """Services at ports of the machine: `podwire up --publish`, `publish`, `tunnel` and `open`, with real connections from
-the machine's loopback into pods.
+the machine's loopback into pods. On the same cluster: `exec` on a terminal, and commands where no program is found.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pty
+import re
+import select
 import signal
 import socket
 import subprocess
 import sys
+import termios
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from dnslib import DNSRecord
@@ -170,3 +176,87 @@ def test_publications_outlive_the_publisher(lab: DemoLab) -> None:
     keys = ("place", "service", "servicePort", "state")
     assert [[r[k] for k in keys] for r in rows(lab, "publish", "--list")] == [[r[k] for k in keys] for r in before]
     assert os.stat(lab.config.run_dir / "publish.sock").st_mode & 0o777 == 0o600
+
+
+# ---- a terminal
+
+
+def on_a_terminal(lab: DemoLab, *words: str, typed: tuple[tuple[str, str], ...] = ()) -> tuple[int, str]:
+    """Run a command on a terminal of 80 columns. typed: (what is waited for, what is typed then)."""
+    pid, fd = pty.fork()
+    if not pid:
+        os.execve(sys.executable, [sys.executable, "-m", "podwire.main", *words], {**lab.environment, "TERM": "xterm"})
+    termios.tcsetwinsize(fd, (24, 80))
+    said, waits = "", list(typed)
+    try:
+        while select.select([fd], [], [], patient(60))[0]:
+            try:
+                said += os.read(fd, 4096).decode()
+            except OSError:  # EIO: the other end is closed
+                break
+            if waits and waits[0][0] in said:
+                os.write(fd, waits.pop(0)[1].encode())
+    finally:
+        os.close(fd)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGHUP)
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    return status, said.replace("\r\n", "\n")
+
+
+def test_a_shell_in_a_pod_has_the_terminal(lab: DemoLab) -> None:
+    """It is a terminal there, of this one's size; what is typed arrives, and the exit status is passed on."""
+    typed = (("SIZE", "echo heard-$((40+2)); exit 7\n"),)
+    script = "test -t 0 && test -t 1 && stty size && printf SIZE; exec sh"
+    status, said = on_a_terminal(lab, "exec", "-it", "deploy/web", "--", "sh", "-c", script, typed=typed)
+    assert status == 7 and "24 80" in said and "heard-42" in said, said
+
+
+@pytest.mark.parametrize(
+    "words", [("status",), ("publish", "--list"), ("get", "pods", "-A"), ("list",), ("nodes", "list")]
+)
+def test_pages_on_a_terminal_of_80_columns(lab: DemoLab, words: tuple[str, ...]) -> None:
+    """Colours or not: nothing is wider than the terminal, but a word that is."""
+    _, said = on_a_terminal(lab, *words)
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", said)
+    assert "NAME" in plain or "LISTENS" in plain or "ROLE" in plain, plain
+    assert [line for line in plain.splitlines() if len(line) > 80] == []
+
+
+# ---- no programs
+
+
+WITHOUT = (
+    (("status",), 0, "ROLES READY"),
+    (("get", "pods"), 0, "web-"),
+    (("exec", "deploy/web", "--", "true"), 0, ""),  # it has the pod's PATH
+    (("logs", "deploy/web"), 0, ""),
+    (("node", "node1", "--", "true"), 1, "nsenter is missing: install util-linux"),
+    (("nft", "list", "--node", "node1"), 0, "table ip podwire"),
+    (("explain", "deploy/web", "web:80"), 0, "endpoint"),
+    (("open", "web"), 0, "http://127.0.0.1:"),
+    (("tunnel",), 0, "default/web"),
+    (("publish", "--list"), 0, "default/web"),
+    (("nodes", "list"), 0, "node2"),
+    (("nodes", "cordon", "node2"), 0, "node2"),
+    (("nodes", "uncordon", "node2"), 0, "node2"),
+    (("list",), 0, "/kubeconfig"),
+    (("report", "--file", "{0}/r.tar.gz"), 0, "files; look at it"),
+    (("check", "--test", "same-node"), 0, "same-node"),
+)
+
+
+@pytest.mark.parametrize(("words", "status", "text"), WITHOUT, ids=[" ".join(words[:2]) for words, _, _ in WITHOUT])
+def test_without_any_program(lab: DemoLab, tmp_path: Path, words: tuple[str, ...], status: int, text: str) -> None:
+    """As in a slim image: what needs no program works, what needs one says which."""
+    done = subprocess.run(
+        [sys.executable, "-m", "podwire.main", *(word.format(tmp_path) for word in words)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**lab.environment, "COLUMNS": "80", "PATH": str(tmp_path)},
+        timeout=patient(60),
+    )
+    said = done.stdout + done.stderr
+    assert done.returncode == status and "Traceback" not in said, said
+    assert text in " ".join(said.split())

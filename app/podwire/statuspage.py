@@ -12,14 +12,13 @@ from podwire_base.kube.conditions import condition, is_true
 from podwire_base.kube.meta import Object, key, labels, name
 from podwire_base.kube.registry import of
 from podwire_base.kube.table import columns
-from podwire_base.role import logtext
 from podwire_base.role.standing import Standing, overtaken
 from podwire_node.roles import ROLES
 from podwire_proxy.backend import OFF
 
-WIDTH = 80
+from .grid import WIDTH, clean, table
+
 AHEAD = 10.0  # seconds by which the clocks of two machines may differ
-LEAST = 14  # columns of the last cell, however wide the others are
 # role -> the kinds of objects that it follows whole; a filter leaves out those that it does not
 FOLLOWS = {
     "wiring": ("nodes",),
@@ -261,7 +260,7 @@ def problems(body: Object, nodes: Sequence[Object] | None) -> list[str]:
 def text(body: Object, *, wide: bool = False) -> list[str]:
     """Return the lines of the page: the reasons first, then a section for nodes, roles, pods and Services."""
     width = 0 if wide else WIDTH
-    lines = [line for problem in body["problems"] for line in _wrapped("! ", _clean(problem), width)]
+    lines = [line for problem in body["problems"] for line in _wrapped("! ", clean(problem), width)]
     if not body["nodes"]:
         return lines
     lines += [*([""] if lines else []), *_node_lines(body, width), "", *_role_lines(body, width)]
@@ -272,10 +271,10 @@ def text(body: Object, *, wide: bool = False) -> list[str]:
         if body[kind] is not None:
             lines += ["", *table(list(titles), [_line(row) for row in body[kind]], width)]
         elif kind in body["unreadable"]:
-            lines += ["", f"{kind}: not shown, {_clean(body['unreadable'][kind])}"]
+            lines += ["", f"{kind}: not shown, {clean(body['unreadable'][kind])}"]
     if body["reportedBy"]:
         lines += ["", "Reported by (each agent may write all of these):"]
-        lines += [line for told in body["reportedBy"] for line in _wrapped("  ", _clean(told), width)]
+        lines += [line for told in body["reportedBy"] for line in _wrapped("  ", clean(told), width)]
     if restarted := [row for row in body["processes"] if row.get("restarts")]:
         lines += ["", *(f"{r['process']} on {r['where']}: restarted {r['restarts']} times" for r in restarted)]
     return lines
@@ -320,34 +319,7 @@ def _seconds(value: float | None) -> str:
     return "?" if value is None else f"{value:.1f}s"
 
 
-def _clean(told: object) -> str:
-    """Return a text that a node or an object told, without characters that a terminal obeys."""
-    return logtext.printable(str(told))
-
-
 def _wrapped(head: str, told: str, width: int) -> list[str]:
     if not width or len(head) + len(told) <= width:
         return [head + told]
     return textwrap.wrap(head + told, width, subsequent_indent=" " * len(head), break_on_hyphens=False)
-
-
-def table(titles: list[str], rows: list[list[str]], width: int) -> list[str]:
-    """Return aligned lines of at most `width` columns; 0: of any width. The last cell continues on further lines, and a
-    first cell that leaves no room for the others has a line of its own. Nothing is cut.
-    """
-    grid = [titles, *([_clean(cell) for cell in row] for row in rows)]
-    sizes = [max(len(row[i]) for row in grid) for i in range(len(titles) - 1)]
-    if width:
-        room = width - sum(sizes[1:]) - 2 * len(sizes) - min(LEAST, max(len(row[-1]) for row in grid))
-        sizes[0] = min(sizes[0], max(room, len(titles[0])))
-    lines = []
-    for row in grid:
-        cells = list(row[:-1])
-        if len(cells[0]) > sizes[0]:
-            lines.append(cells[0])
-            cells[0] = ""
-        head = "".join(cell.ljust(size) + "  " for cell, size in zip(cells, sizes, strict=True))
-        room = max(LEAST, width - len(head)) if width else max(1, len(row[-1]))
-        first, *more = textwrap.wrap(row[-1], room, break_on_hyphens=False) or [""]
-        lines += [(head + first).rstrip(), *(" " * len(head) + line for line in more)]
-    return lines

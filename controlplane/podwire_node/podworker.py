@@ -416,8 +416,8 @@ async def exec_in(box: Container, words: list[str]) -> int:
         raise
 
 
-def enter_command(pid: int) -> list[str]:
+def enter_command(pid: int, *, terminal: bool = False) -> list[str]:
     """Return the argv prefix that runs a command in the container whose first process is `pid`: in its namespaces and
-    root, with its capabilities.
+    root, with its capabilities. terminal: standard input becomes the terminal that controls it.
     """
-    return [sys.executable, "-ISE", shim.__file__, "exec", str(pid)]
+    return [sys.executable, "-ISE", shim.__file__, "exec-tty" if terminal else "exec", str(pid)]

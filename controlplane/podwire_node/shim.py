@@ -363,9 +363,10 @@ def container(spec: dict[str, Any]) -> None:
 # ---- a command in a running container
 
 
-def exec_in(pid: int, words: list[str]) -> int:
+def exec_in(pid: int, words: list[str], *, terminal: bool = False) -> int:
     """Run `words` in the container whose first process is `pid`, and return the exit status: 127 for a missing program,
-    128 + N after signal N. The command ends with this process.
+    128 + N after signal N. The command ends with this process. terminal: standard input becomes its terminal. It leads
+    the session there, since a leader outside of the pid namespace is process 0 for a shell's job control.
     """
     spaces = [os.open(f"/proc/{pid}/ns/{kind}", os.O_RDONLY) for kind in ("net", "uts", "ipc", "pid", "mnt")]
     root = os.open(f"/proc/{pid}/root", os.O_RDONLY)
@@ -377,6 +378,12 @@ def exec_in(pid: int, words: list[str]) -> int:
     if child == 0:
         libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         try:
+            if terminal:
+                import fcntl  # here: shims of containers, of which there are many, do without them
+                import termios
+
+                os.setsid()
+                fcntl.ioctl(0, termios.TIOCSCTTY, 0)
             drop_capabilities()
             os.closerange(3, os.sysconf("SC_OPEN_MAX"))
             ordinary_signals()
@@ -393,8 +400,8 @@ def exec_in(pid: int, words: list[str]) -> int:
 
 
 def main() -> None:
-    if sys.argv[1] == "exec":
-        sys.exit(exec_in(int(sys.argv[2]), sys.argv[3:]))
+    if sys.argv[1] in ("exec", "exec-tty"):
+        sys.exit(exec_in(int(sys.argv[2]), sys.argv[3:], terminal=sys.argv[1] == "exec-tty"))
     with open(sys.argv[1]) as file:
         spec = json.load(file)
     disinherit()

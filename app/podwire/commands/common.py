@@ -7,6 +7,7 @@ import os
 import sys
 import textwrap
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -14,7 +15,6 @@ import click
 import yaml
 from click.core import ParameterSource
 from rich.console import Console
-from rich.table import Table
 
 from podwire_base.kube.client import config as client_config
 from podwire_base.kube.client import kubeconfigs
@@ -23,11 +23,11 @@ from podwire_base.kube.client.http import ApiClient
 from podwire_base.kube.errors import ApiError, ConfigError, Refused, StatusError
 
 from ..cluster.config import BASE, ClusterConfig
+from ..grid import table
 
 T = TypeVar("T")
 out = Console(highlight=False)
 NAME_VARIABLE = "PODWIRE_NAME"  # which cluster of this machine all commands of a shell mean
-_UNBOUNDED = 2000  # columns
 err = Console(stderr=True, highlight=False)
 
 
@@ -226,13 +226,24 @@ def with_api(kubeconfig: str | None, work: Callable[[ApiClient], Awaitable[T]]) 
         raise SystemExit(130) from None
 
 
-def make_table(*columns: str, title: str | None = None) -> Table:
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, no_wrap=True)
-    return table
+@dataclass(slots=True)
+class Grid:
+    """A table that is being filled."""
+
+    titles: list[str]
+    rows: list[list[str]] = field(default_factory=list)
+    show_header: bool = True
+
+    def add_row(self, *cells: str) -> None:
+        self.rows.append(list(cells))
 
 
-def print_table(table: Table) -> None:
-    """Print a table at the full width of its cells. A terminal wraps long lines; a pipe gets whole lines."""
-    Console(highlight=False, width=_UNBOUNDED).print(table, crop=False)
+def make_table(*columns: str) -> Grid:
+    return Grid(list(columns))
+
+
+def print_table(grid: Grid) -> None:
+    """Print a table. On a terminal its last column continues on further lines; a pipe gets whole lines."""
+    head, *lines = table(grid.titles, grid.rows, out.width if out.is_terminal else 0)
+    for line in [*([click.style(head, bold=True)] if grid.show_header else []), *lines]:
+        click.echo(line)

@@ -21,6 +21,7 @@ from podwire_node.runtime import Container, Sandbox, read
 
 from ..cluster.config import BASE
 from ..cluster.record import load
+from . import terminal
 from .choosing import completing, pod_of, pods_by_selector
 from .common import NAME_VARIABLE, Failed, become, complete_clusters, err, keep_name, local_cluster
 
@@ -121,10 +122,13 @@ def exec_(
     process = container.main_process()
     if process is None or not process.alive:
         raise Failed(f"container {container.name} is not running: `podwire logs {pod}`")
+    env = {"PATH": PATH, "TERM": os.environ.get("TERM", "dumb"), "HOME": "/root"}
+    if sys.stdin.isatty() and sys.stdout.isatty():
+        raise SystemExit(terminal.run([*enter_command(process.pid, terminal=True), *command], env))
     argv = [*enter_command(process.pid), *command]
     if not interactive and not sys.stdin.isatty():  # as kubectl: a loop in a shell keeps its own input
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    become(argv, {"PATH": PATH, "TERM": os.environ.get("TERM", "dumb"), "HOME": "/root"})
+    become(argv, env)
 
 
 @click.command("node", context_settings={"ignore_unknown_options": True})

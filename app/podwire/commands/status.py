@@ -27,6 +27,7 @@ from podwire_base.role.waits import within
 from .. import compiled
 from ..cluster.config import ClusterConfig
 from ..cluster.record import load
+from ..grid import folded
 from ..statuspage import Report, Seen, from_leases, late, record, text, waits, with_lag
 from .common import Failed, client_of, find_kubeconfig, kubeconfig_option, local_cluster
 
@@ -188,7 +189,8 @@ def _page(body: Object, show: str) -> str:
         return str(yaml.safe_dump(body, sort_keys=False)).rstrip()
     lines = text(body, wide=show == "wide")
     lines += [f"{kind} ({n}): no controller: {MISSING[kind]}" for kind, n in body.get("noController", {}).items()]
-    return "\n".join([*lines, *compiled.lines(compiled.missing())])
+    lines += compiled.lines(compiled.missing())
+    return "\n".join(lines if show == "wide" else (part for line in lines for part in folded(line)))
 
 
 @click.command()

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from podwire.statuspage import WIDTH, Report, Seen, late, record, table, text, with_lag
+from podwire.grid import WIDTH, folded, table
+from podwire.statuspage import Report, Seen, late, record, text, with_lag
 from podwire_base.kube.meta import Object
 from podwire_base.role import beat
 from podwire_base.role.standing import BEHIND, HANGS, Standing, standing
@@ -221,3 +222,13 @@ def test_what_a_node_tells_does_not_command_the_terminal() -> None:
 
 def test_table_without_rows() -> None:
     assert table(["A", "B"], [], WIDTH) == ["A  B"]
+
+
+def test_lines_under_the_page_are_folded() -> None:
+    long = (
+        "  podwire-cni (a call of the plugin takes 20 ms more), podwire-pause (a pod takes 10 MB more): no C compiler"
+    )
+    assert max(map(len, folded(long))) <= WIDTH
+    assert " ".join(" ".join(folded(long)).split()) == " ".join(long.split())
+    assert all(line.startswith("    ") for line in folded(long)[1:])
+    assert folded("short") == ["short"] and folded("/" * 90) == ["/" * 90]
