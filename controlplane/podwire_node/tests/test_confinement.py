@@ -128,6 +128,10 @@ def _credentials(text: str) -> dict[str, str]:
 def test_a_command_has_the_containers_credentials_root_and_processes(tmp_path: Path) -> None:
     """Exec probes and `podwire exec` ran with every capability."""
     with container(tmp_path, ["/bin/sleep", "600"]) as pid:
+        end = time.monotonic() + patient(30)
+        while Path(f"/proc/{pid}/comm").read_text() != "sleep\n":  # until then it is still being confined
+            assert time.monotonic() < end
+            time.sleep(0.01)
         own = _credentials(Path(f"/proc/{pid}/status").read_text())
         done = subprocess.run(
             [*enter_command(pid), "/bin/sh", "-c", "cat /proc/self/status; echo $OWN; cat /proc/1/comm"],
