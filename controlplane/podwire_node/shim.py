@@ -338,11 +338,15 @@ def container(spec: dict[str, Any]) -> None:
     join(spec["pause"])
     check(libc.unshare(NEWPID), "unshare")
     out, into = os.pipe()
+    confined, setting_up = os.pipe()  # the child closes its end when nothing is left to do but exec
     child = os.fork()
     if child == 0:
         os.close(out)
         become(spec, into, os.getppid())
     os.close(into)
+    os.close(setting_up)
+    os.read(confined, 1)  # before that, a command that enters the child would be in the machine's root
+    os.close(confined)
     signal.signal(signal.SIGTERM, lambda *_: os.kill(child, signal.SIGTERM))
     write(
         spec["state"],

@@ -134,7 +134,12 @@ def test_a_command_has_the_containers_credentials_root_and_processes(tmp_path: P
             time.sleep(0.01)
         own = _credentials(Path(f"/proc/{pid}/status").read_text())
         done = subprocess.run(
-            [*enter_command(pid), "/bin/sh", "-c", "cat /proc/self/status; echo $OWN; cat /proc/1/comm"],
+            [
+                *enter_command(pid),
+                "/bin/sh",
+                "-c",
+                "cat /proc/self/status; echo $OWN; until grep sleep /proc/1/comm; do :; done",
+            ],
             capture_output=True,
             text=True,
             check=True,
@@ -145,6 +150,16 @@ def test_a_command_has_the_containers_credentials_root_and_processes(tmp_path: P
         assert own["CapBnd"] == own["CapEff"] == f"{sum(1 << c for c in shim.KEEP_CAPABILITIES):016x}"
         assert int(own["CapInh"], 16) == int(own["CapAmb"], 16) == 0
         assert done.stdout.splitlines()[-2:] == ["x", "sleep"]
+
+
+def test_nobody_can_enter_before_the_container_is_confined(tmp_path: Path) -> None:
+    """A probe that began with its container ran in the machine's root: the pid was told before the set-up was done."""
+    many = tuple(f"/made/{n}" for n in range(300))  # so that the set-up takes its time
+    with container(tmp_path, ["/bin/sleep", "600"], many) as pid:
+        root, machine = os.stat(f"/proc/{pid}/root"), os.stat("/")
+        own = _credentials(Path(f"/proc/{pid}/status").read_text())
+        assert (root.st_dev, root.st_ino) != (machine.st_dev, machine.st_ino)
+        assert own["CapBnd"] == f"{sum(1 << c for c in shim.KEEP_CAPABILITIES):016x}"
 
 
 @pytest.mark.parametrize(
