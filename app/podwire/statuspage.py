@@ -34,12 +34,15 @@ _UNWATCHED = ("service.kubernetes.io/service-proxy-name", "service.kubernetes.io
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What is known of the roles of one node. source: who says so. at: seconds since 1970 of the report; None: now."""
+    """What is known of the roles of one node. source: who says so. age: seconds; 0: read just now. holder: the pod that
+    signed the report, as the report says.
+    """
 
     roles: Mapping[str, Standing]
     source: str
     age: float = 0.0
     doubts: tuple[str, ...] = ()
+    holder: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +84,7 @@ def from_leases(leases: Iterable[Object], now: float) -> dict[str, Report]:
         if claim.age < -AHEAD:
             doubts.append(f"its report is dated {-claim.age:.0f} s ahead of this machine's clock (by {claim.holder})")
         source = f"Lease {statuslease.name_of(claim.node)}, signed by {claim.holder}"
-        found[claim.node] = Report(claim.roles, source, max(claim.age, 0.001), tuple(doubts))
+        found[claim.node] = Report(claim.roles, source, max(claim.age, 0.001), tuple(doubts), claim.holder)
     return found
 
 
@@ -118,6 +121,7 @@ def with_lag(seen: Seen, behind: Mapping[tuple[str, str], int], seconds: float) 
             report.source,
             report.age,
             report.doubts,
+            report.holder,
         )
         for node, report in seen.reports.items()
     }
@@ -170,9 +174,19 @@ def _node(node: Object, report: Report | None, pods: Sequence[Object] | None) ->
         "pods": None if pods is None else sum(p["spec"].get("nodeName") == name(node) for p in pods),
         "source": report.source if report else "",
         "reportAge": report.age if report else None,
-        "doubts": list(report.doubts) if report else [],
+        "doubts": [*report.doubts, *_stranger(node, report, pods or ())] if report else [],
         "roles": {role: stands.as_json() for role, stands in report.roles.items()} if report else {},
     }
+
+
+def _stranger(node: Object, report: Report, pods: Sequence[Object]) -> list[str]:
+    """Return a doubt if the pod that signed the report runs on another node: its agent wrote over the Lease."""
+    places = {p["spec"].get("nodeName", "") for p in pods if report.holder and name(p) == report.holder} - {""}
+    if not places or name(node) in places:
+        return []
+    return [
+        f"its report is signed by {report.holder}, a pod of {', '.join(sorted(places))}: another node's agent wrote it"
+    ]
 
 
 def record(seen: Seen) -> Object:
@@ -238,7 +252,8 @@ def problems(body: Object, nodes: Sequence[Object] | None) -> list[str]:
                 not row["doubts"]
                 and (node or {}).get("status", {}).get("nodeInfo", {}).get("operatingSystem") != "windows"
             ):
-                found.append(f"{row['name']}: no agent of podwire has reported")
+                lease = f"{statuslease.NAMESPACE}/{statuslease.name_of(row['name'])}"
+                found.append(f"{row['name']}: no agent of podwire has reported: no Lease {lease}")
             continue
         found += [
             f"{role} on {row['name']}: {stands['reason']}: {stands['message']}"

@@ -28,7 +28,7 @@ from podwire_base.kube.errors import ApiError, ConfigError, Refused
 from podwire_base.kube.shape import misshapen
 from podwire_base.role import beat, layout, logs, waits, web
 from podwire_base.role.run import main, stop_event, until_stopped
-from podwire_base.role.status import RoleStatus
+from podwire_base.role.status import RoleStatus, repairs
 from podwire_base.role.upkeep import Mendings, Upkeep
 
 from . import backends, health, host, kubeproxyfile
@@ -76,6 +76,7 @@ class Proxy:
         self.metrics.families = tuple("IPv6" if family == "ip6" else "IPv4" for family in families(self.config.node()))
         self.metrics.names = self.proxier.backend.metrics
         self.metrics.rules, self.metrics.counted = self.proxier.rule_counts, self.proxier.counted
+        self.metrics.mended = lambda: repairs(self.config.run_dir)
         self.status = RoleStatus(self.config.run_dir, "proxy")
         self.mendings = Mendings(log, "proxy", self.config.node_name)
         self.upkeep = Upkeep(self.proxier.counts(), self._read_back, gather=0.0, again=0.0)  # the pacer paces

@@ -42,6 +42,7 @@ class Metrics:
     rules: Callable[[], Mapping[tuple[str, str], int]] = dict
     counted: Callable[[], Mapping[Reason, int]] = dict
     api: Calls = field(default_factory=Calls)
+    mended: Callable[[], Mapping[str, int]] = dict  # role of this node -> how often it mended what others changed
 
     all: Histogram = field(default_factory=lambda: Histogram(SYNC_BUCKETS))
     full: Histogram = field(default_factory=lambda: Histogram(SYNC_BUCKETS))
@@ -174,6 +175,8 @@ class Metrics:
             ("gauge", "podwire_proxy_endpoints", self.endpoints),
         ):
             page.family(name, kind, "", [({}, number)])
+        by_role = [({"role": role}, count) for role, count in sorted(self.mended().items())]
+        page.family("podwire_kernel_repairs_total", "counter", "", by_role)
         page.family(
             "rest_client_requests_total",
             "counter",

@@ -229,7 +229,7 @@ def exposed(page: str) -> dict[str, tuple[str, set[str]]]:
 
 
 def proxy_page(backend: str) -> str:
-    made = Metrics(names=choose(backend).metrics, rules=lambda: {("ip", "nat"): 1})
+    made = Metrics(names=choose(backend).metrics, rules=lambda: {("ip", "nat"): 1}, mended=lambda: {"wiring": 1})
     made.healthz[200] = made.livez[200] = 1
     return made.render()
 

@@ -147,7 +147,7 @@ def test_lag_needs_two_looks() -> None:
         ),
         (seen(proxy=Standing(False, "NoProgress", "4 s")), "proxy on node1: NoProgress: 4 s"),
         (Seen([node(PodwireProxy="False")], [], [], []), "proxy on node1: R: why"),
-        (Seen([node()], [], [], []), "node1: no agent of podwire has reported"),
+        (Seen([node()], [], [], []), "node1: no agent of podwire has reported: no Lease kube-system/podwire-node1"),
         (replace(seen(a=Standing(True, "", "")), nodes=[node(ready="Unknown")]), "node1 is NotReady: Kubelet: hm"),
         (
             replace(seen(a=Standing(True, "", "")), processes=[{"process": "x", "where": "y", "problem": "z"}]),
@@ -193,6 +193,19 @@ def test_a_service_that_gets_no_address_is_named_with_the_reason() -> None:
     assert problems(service, {**told, "involvedObject": {**told["involvedObject"], "uid": "u0"}}) == [], "one before it"
     assert problems({**service, "status": {"loadBalancer": {"ingress": [{"ip": "192.0.2.1"}]}}}, told) == []
     assert problems({**service, "spec": {"type": "ClusterIP", "ports": []}}, told) == []
+
+
+def test_a_report_that_another_nodes_agent_signed_is_doubted() -> None:
+    """Every agent may write every Lease; a pod of another node did."""
+
+    def told(where: str) -> list[str]:
+        pod = {"metadata": {"name": "podwire-x", "namespace": "kube-system"}, "spec": {"nodeName": where}, "status": {}}
+        report = Report({"a": Standing(True, "Ready", "")}, "Lease podwire-node1", 3.0, (), "podwire-x")
+        found = record(replace(seen(), pods=[pod], reports={"node1": report}))["problems"]
+        return [line for line in found if "signed" in line]
+
+    assert told("node1") == [] == told("")
+    assert told("node2") == ["node1: its report is signed by podwire-x, a pod of node2: another node's agent wrote it"]
 
 
 def test_the_page_fits_80_columns_and_cuts_nothing() -> None:

@@ -66,6 +66,18 @@ def read_all(run_dir: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
+def repairs(run_dir: Path) -> dict[str, int]:
+    """Returns role -> how often it mended what another program had changed in the kernel (upkeep.py), for roles that
+    have written a status. A role that starts again counts from 0.
+    """
+    found = {}
+    for role, row in read_all(run_dir).items():
+        figures = row.get("figures") if isinstance(row, dict) else None
+        if isinstance(figures, dict) and str(figures.get("repairs") or 0).isdecimal():
+            found[role] = int(figures.get("repairs") or 0)
+    return found
+
+
 def running(pid: int) -> bool:
     """Whether a process runs: it exists and is no zombie."""
     try:

@@ -17,7 +17,7 @@ from podwire_base import progress
 from podwire_base.role import beat, run, watching
 from podwire_base.role.beat import line, read
 from podwire_base.role.native import beat_program
-from podwire_base.role.status import RoleStatus
+from podwire_base.role.status import RoleStatus, repairs
 from podwire_base.role.watchdog import GREATEST, SECONDS, WELL, Watch
 
 
@@ -55,6 +55,14 @@ def test_readiness_is_written_at_once_and_a_status_is_a_beat(tmp_path: Path, clo
     assert (found := read(tmp_path / "status" / "lb.beat")) and found.ready and found.did == "3 addresses"
     status.update(ready=False, message="away")
     assert (found := read(tmp_path / "status" / "lb.beat")) and not found.ready
+
+
+def test_how_often_each_role_mended_something(tmp_path: Path) -> None:
+    RoleStatus(tmp_path, "wiring").update(ready=True, message="", repairs=3, repaired="a route, then")
+    RoleStatus(tmp_path, "dns").update(ready=True, message="")
+    (tmp_path / "status" / "lb.json").write_text("half")
+    (tmp_path / "status" / "x.json").write_text('{"figures": {"repairs": "many"}}')
+    assert repairs(tmp_path) == {"wiring": 3, "dns": 0}
 
 
 def test_a_thread_that_hangs_is_not_hidden_by_the_event_loop(tmp_path: Path, clock: list[float]) -> None:

@@ -51,6 +51,11 @@ def test_livez_knows_nothing_of_the_node(healthy: bool, eligible: bool) -> None:
     assert metrics.livez == {status: 1}
 
 
+def test_the_page_counts_what_each_role_of_the_node_mended() -> None:
+    page = Metrics(mended=lambda: {"wiring": 3, "dns": 0}).render()
+    assert 'podwire_kernel_repairs_total{role="dns"} 0\npodwire_kernel_repairs_total{role="wiring"} 3\n' in page
+
+
 @pytest.mark.parametrize(
     ("healthy", "eligible", "recent"), [(True, True, True), (True, False, False), (False, True, False)]
 )
