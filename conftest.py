@@ -11,6 +11,7 @@ At the end, how long each part's tests took.
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import re
@@ -82,6 +83,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             if not any(item.get_closest_marker("story") for item in files[name]):
                 draw.shuffle(files[name])
     items[:] = [item for name in order for item in files[name]]
+
+
+def pytest_collection_finish() -> None:
+    """The modules and tests, some million objects, stay until the end: the garbage collector passes them over."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

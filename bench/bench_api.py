@@ -41,6 +41,7 @@ from pathlib import Path
 from typing import Any
 
 from api_load import Link, Watchers, context, many, request
+from ending import WITH_ME, undone_by_signals
 
 from podwire_controlplane.server import auth, pki
 
@@ -112,9 +113,11 @@ class Server:
 
     def start(self) -> None:
         with (self.folder / "log").open("ab") as log:
-            self.processes = [
-                subprocess.Popen(words, stdout=log, stderr=log, start_new_session=True) for words in self.commands()
-            ]
+            self.processes = []
+            for words in self.commands():
+                self.processes.append(
+                    subprocess.Popen([*WITH_ME, *words], stdout=log, stderr=log, start_new_session=True)
+                )
         self.pids = [process.pid for process in self.processes]
         self.tls = context(str(self.folder / "ca.pem"), str(self.folder / "bench.pem"))
         end = time.monotonic() + 120
@@ -167,11 +170,13 @@ class Peer(Server):
         ]  # fmt: skip
 
     def fill(self) -> None:
-        self.start()
-        links = [self.link() for _ in range(WRITERS)]
-        for path, bodies in filling():
-            many(links, (request("POST", path, json.dumps(body).encode()) for body in bodies))
-        self.stop()
+        try:
+            self.start()
+            links = [self.link() for _ in range(WRITERS)]
+            for path, bodies in filling():
+                many(links, (request("POST", path, json.dumps(body).encode()) for body in bodies))
+        finally:
+            self.stop()
 
 
 # ---- what is measured
@@ -271,8 +276,8 @@ def deliveries(server: Server, run: int) -> tuple[float, float, float]:
 
 def small(server: Server, runs: int, found: dict[str, Any]) -> None:
     """Measures a server that begins empty."""
-    server.start()
     try:
+        server.start()
         for run in range(runs):
             services = [
                 json.dumps({"metadata": {"name": f"r{run}-{n}"}, "spec": {"ports": [{"port": 80}]}}).encode()
@@ -301,8 +306,8 @@ def large(server: Server, runs: int, found: dict[str, Any]) -> None:
     server.fill()
     for run in range(runs):
         say(f"run {run + 1}: start")
-        server.start()
         try:
+            server.start()
             found["start 10k"].append(server.started)
             found["RSS 10k"].append(rss(server.pids))
             link = server.link()
@@ -407,4 +412,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with undone_by_signals():
+        main()

@@ -34,6 +34,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "netns-tests"))
 
 from compiled import compiled
+from ending import undone_by_signals
 
 from lab import containerd, cri, debian
 from lab.cninode import CniNode, put_node
@@ -334,4 +335,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with undone_by_signals():
+        main()

@@ -34,6 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "netns-tests"))
 
 from compiled import compiled
 from dnslib import DNSRecord
+from ending import undone_by_signals
 
 from lab.dnsnode import NAMESPACES, SERVICES, SLICES
 from lab.fakeapi import FakeApi
@@ -522,4 +523,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with undone_by_signals():
+        main()

@@ -36,6 +36,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ending import undone_by_signals
+
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "netns-tests"))
 RESULT = HERE / "results" / "proxy.json"
@@ -352,4 +354,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with undone_by_signals():
+        main()

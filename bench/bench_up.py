@@ -27,6 +27,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "netns-tests"))
 from dnslib import DNSRecord  # noqa: E402 - the lab's folder must be on the path first
+from ending import undone_by_signals  # noqa: E402
 
 from podwire.cluster.config import ClusterConfig  # noqa: E402
 from podwire.commands.cluster import free_port  # noqa: E402
@@ -172,4 +173,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with undone_by_signals():
+        main()

@@ -35,6 +35,7 @@ from types import CodeType, FrameType
 from typing import Any
 
 from dnslib import DNSRecord
+from ending import undone_by_signals
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "netns-tests"))
@@ -529,4 +530,5 @@ if __name__ == "__main__":
         subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
         print(json.dumps(ACTS[sys.argv[1]](Path(sys.argv[2]))))
     else:
-        print(json.dumps(measure(), indent=1))
+        with undone_by_signals():
+            print(json.dumps(measure(), indent=1))

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import bench_dns
+from ending import undone_by_signals
 
 from lab.netns import Lab, NetNS
 
@@ -131,5 +132,5 @@ def rows(folder: Path, rounds: int, seconds: float, *, unbound: bool) -> list[di
 if __name__ == "__main__":
     import tempfile
 
-    with tempfile.TemporaryDirectory() as made:
+    with undone_by_signals(), tempfile.TemporaryDirectory() as made:
         rows(Path(made), 3, 2, unbound=Path("/usr/sbin/unbound").exists())

@@ -33,6 +33,7 @@ CONTROL, CONTROLLER, CLIENT = "172.30.9.1", "172.30.9.20", "172.30.9.30"
 NODES = {"n1": "172.30.9.11", "n2": "172.30.9.12"}
 CONFIG = ("ConfigMap", "podwire-load-balancer", "kube-system")
 GIVER = f"{ACCOUNTS}podwire-load-balancer"
+POOL, FIRST = "172.30.9.200-172.30.9.203", "172.30.9.200"
 VERSION = 812_345_678_901
 
 
@@ -41,6 +42,7 @@ class Site:
 
     def __init__(self, lab: Lab, folder: Path) -> None:
         self.objects = kustomize.build(OVERLAY)
+        self.made: set[str] = set()
         switch, self.client = lab.netns("switch"), lab.netns("client")
         switch.netlink(lambda ipr: ipr.link("add", ifname="sw0", kind="bridge"))
         machines = {"client": CLIENT, "control": CONTROL, "controller": CONTROLLER, **NODES}
@@ -80,6 +82,17 @@ class Site:
         made = recorded.service(name, "", VERSION)
         made["spec"] |= {"clusterIP": "", "clusterIPs": [], "type": "LoadBalancer", **spec}
         self.api.create("Service", made, "default")
+        self.made.add(name)
+
+    def pool(self, addresses: str) -> None:
+        self.api.patch(*CONFIG, {"data": {"addresses": addresses}})
+
+    def clear(self) -> None:
+        """Delete the Services that a test has created. Their addresses are free afterwards."""
+        for name in filter(self.exists, self.made):
+            self.delete(name)
+        self.until(lambda: not any(map(self.exists, self.made)), "the controller lets the Services go")
+        self.made.clear()
 
     def given(self, name: str) -> list[str]:
         status: Object = self.api.get("Service", name, "default")["status"]
@@ -114,7 +127,7 @@ class Site:
             return False
         return True
 
-    def until(self, condition: Callable[[], object], what: str, seconds: float = 20) -> None:
+    def until(self, condition: Callable[[], object], what: str, seconds: float = 60) -> None:
         try:
             wait_until(condition, what, seconds)
         except AssertionError as err:
@@ -153,21 +166,38 @@ def site() -> Iterator[Site]:
                         pod.stop()
 
 
+@pytest.fixture
+def pooled(site: Site) -> Iterator[Site]:
+    """A pool, and the Service `web` with its first address. A test's Services are gone after it."""
+    try:
+        site.pool(POOL)
+        site.balancer("web")
+        site.until(lambda: site.given("web") == [FIRST], "an address")
+        site.until(lambda: site.answers(FIRST) != "", "a node answers")
+        yield site
+    finally:
+        site.clear()
+
+
 def test_without_pools_nothing_is_given_and_with_pools_one_node_answers(site: Site) -> None:
+    site.pool("")
     site.until(
         lambda: all(status(pod)["message"] == "no load balancer pools" for pod in site.nodes.values()),
         "the responders run, in vain",
-        30,
     )
-    site.balancer("web")
-    assert site.given("web") == [] and site.answers("172.30.9.200") == ""
-    site.api.patch(*CONFIG, {"data": {"addresses": "172.30.9.200-172.30.9.203"}})
-    site.until(lambda: site.given("web") == ["172.30.9.200"], "an address")
-    site.until(lambda: "172.30.9.200" in site.controller.log(), "it reports the address of each Service")
-    site.until(lambda: site.answers("172.30.9.200") != "", "somebody answers")
+    try:
+        site.balancer("web")
+        assert site.given("web") == [] and site.answers(FIRST) == ""
+        site.pool(POOL)
+        site.until(lambda: site.given("web") == [FIRST], "an address")
+        site.until(lambda: FIRST in site.controller.log(), "it reports the address of each Service")
+        site.until(lambda: site.answers(FIRST) != "", "somebody answers")
+    finally:
+        site.clear()
 
 
-def test_the_rights_are_what_is_used_and_nothing_more(site: Site) -> None:
+def test_the_rights_are_what_is_used_and_nothing_more(pooled: Site) -> None:
+    site = pooled
     site.balancer("local", externalTrafficPolicy="Local")  # so that responders need the nodes of endpoints
     # so that the controller must report that it is in no pool
     site.balancer("elsewhere", loadBalancerIP="198.51.100.1")
@@ -181,21 +211,29 @@ def test_the_rights_are_what_is_used_and_nothing_more(site: Site) -> None:
         assert asked - more == granted
 
 
-def test_another_node_takes_over_and_it_comes_back(site: Site) -> None:
-    owner, other = sorted(NODES, key=lambda name: rank("172.30.9.200", name), reverse=True)
-    site.until(lambda: site.answers("172.30.9.200") == owner, "the elected one answers")
+def test_another_node_takes_over_and_it_comes_back(pooled: Site) -> None:
+    site = pooled
+    owner, other = sorted(NODES, key=lambda name: rank(FIRST, name), reverse=True)
+    site.until(lambda: site.answers(FIRST) == owner, "the elected one answers")
     assert site.nodes[owner].stop() == 0
-    site.until(lambda: site.answers("172.30.9.200") == other, "the other one answers")
-    site.run(site.nodes[owner])
-    site.until(lambda: site.answers("172.30.9.200") == owner, "the elected one again")
+    try:
+        site.until(lambda: site.answers(FIRST) == other, "the other one answers")
+    finally:
+        site.run(site.nodes[owner])
+    site.until(lambda: site.answers(FIRST) == owner, "the elected one again")
 
 
-def test_the_controller_restarts_and_addresses_stay(site: Site) -> None:
+def test_the_controller_restarts_and_addresses_stay(pooled: Site) -> None:
+    site = pooled
+    site.balancer("local", externalTrafficPolicy="Local")
+    site.until(lambda: len(site.given("local")) == 1, "an address")
     before = {name: site.given(name) for name in ("web", "local")}
     assert site.controller.stop() == 0
-    site.balancer("meanwhile")
-    site.until(lambda: site.answers("172.30.9.200") != "", "addresses that are allocated do not need it")
-    site.run(site.controller)
+    try:
+        site.balancer("meanwhile")
+        site.until(lambda: site.answers(FIRST) != "", "addresses that are allocated do not need it")
+    finally:
+        site.run(site.controller)
     site.until(lambda: len(site.given("meanwhile")) == 1, "the waiting Service gets one")
     assert {name: site.given(name) for name in before} == before
     assert site.given("meanwhile") not in before.values()
@@ -203,6 +241,7 @@ def test_the_controller_restarts_and_addresses_stay(site: Site) -> None:
 
 def test_a_right_that_is_missing_is_told(site: Site) -> None:
     pod, granted = site.nodes["n1"], site.api.granted[AGENT]
+    site.until(lambda: status(pod)["ready"], "it runs")
     assert pod.stop() == 0
     site.api.granted[AGENT] = {right for right in granted if "namespaces" not in right[2]}
     try:
@@ -214,13 +253,14 @@ def test_a_right_that_is_missing_is_told(site: Site) -> None:
     site.until(lambda: status(pod)["ready"], "it goes on by itself")
 
 
-def test_no_service_stays_terminating(site: Site, tmp_path: Path) -> None:
+def test_no_service_stays_terminating(pooled: Site, tmp_path: Path) -> None:
     """The finalizer is set with the right to patch services/status alone, and taken off by the controller, or by
     deploy/cleanup once the controller is gone. That of another controller stays.
     """
-    site.api.patch(*CONFIG, {"data": {"addresses": "172.30.9.200-172.30.9.219"}})
+    site = pooled
     site.balancer("first")
     site.balancer("second")
+    site.balancer("elsewhere", loadBalancerIP="198.51.100.1")
     for name in ("first", "second"):
         site.until(lambda name=name: site.given(name), "it has an address")  # type: ignore[misc]  # bound
         assert site.api.get("Service", name, "default")["metadata"]["finalizers"] == [lb.FINALIZER]
@@ -228,6 +268,15 @@ def test_no_service_stays_terminating(site: Site, tmp_path: Path) -> None:
     site.delete("first")
     site.until(lambda: not site.exists("first"), "the controller lets it go")
     assert site.controller.stop() == 0
+    try:
+        _without_controller(site, tmp_path)
+    finally:
+        if site.exists("foreign"):
+            site.api.patch("Service", "foreign", "default", {"metadata": {"finalizers": None}})
+        site.run(site.controller)
+
+
+def _without_controller(site: Site, folder: Path) -> None:
     site.delete("second")
     site.balancer("foreign", loadBalancerClass="example.com/other")
     site.api.patch("Service", "foreign", "default", {"metadata": {"finalizers": [lb.FINALIZER]}})
@@ -237,7 +286,7 @@ def test_no_service_stays_terminating(site: Site, tmp_path: Path) -> None:
     account = f"{ACCOUNTS}podwire-cleanup"
     site.api.granted[account] = rights_of("podwire-cleanup", objects)
     site.api.replace_token("cleanup", account)
-    job = WorkloadPod(site.controller.ns, "controller", CONTROLLER, objects, tmp_path, site.api, "Job")
+    job = WorkloadPod(site.controller.ns, "controller", CONTROLLER, objects, folder, site.api, "Job")
     job.write_account("cleanup")
     (container,) = job.spec["containers"]
     said = site.podwire(job, *container["args"])
@@ -246,4 +295,3 @@ def test_no_service_stays_terminating(site: Site, tmp_path: Path) -> None:
     assert site.api.get("Service", "foreign", "default")["metadata"]["finalizers"] == [lb.FINALIZER]
     assert site.given("web"), "addresses stay until another controller writes its own"
     assert site.api.asked[account] == site.api.granted[account]
-    site.run(site.controller)

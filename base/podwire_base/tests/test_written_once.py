@@ -15,6 +15,8 @@ from typing import NamedTuple
 
 import pytest
 
+from podwire_base.testing.counts import uncollected
+
 ROOT = Path(__file__).parents[3]
 PLACES = ("app", "base", "cni", "controlplane", "dns", "policy", "proxy", "netns-tests/lab", "bench", "vagrant")
 # The nodes that may be definitions; all others (names, expressions) are skipped at once.
@@ -306,6 +308,11 @@ ONCE = [*KERNEL_HALF, *ROLE_HALF]
 @functools.cache
 def trees() -> Mapping[str, tuple[ast.AST, ...]]:
     """For every searched file, the nodes that may define something."""
+    with uncollected():
+        return _trees()
+
+
+def _trees() -> Mapping[str, tuple[ast.AST, ...]]:
     return {
         str(path.relative_to(ROOT)): tuple(
             node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, KINDS)

@@ -5,12 +5,12 @@ status.
 from __future__ import annotations
 
 import json
-import os
 from typing import Any
 
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from podwire_base.testing.counts import examples
 from podwire_cni import skel
 from podwire_cni.call import COMMANDS
 from podwire_cni.commands import Sandbox
@@ -18,7 +18,7 @@ from podwire_cni.types import VERSIONS
 
 from .test_verbs import Host
 
-CASES = 20_000 if os.environ.get("PODWIRE_LONG") else 2_000
+CASES = examples(400, 20_000)
 KEYS = [
     "cniVersion",
     "name",

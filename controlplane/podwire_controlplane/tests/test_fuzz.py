@@ -5,7 +5,6 @@ nothing: no answer tells of an error in the server, and the server serves on.
 from __future__ import annotations
 
 import json
-import os
 import random
 from collections.abc import Iterator
 from typing import Any
@@ -15,13 +14,13 @@ import pytest
 
 from podwire_base.kube.meta import Object
 from podwire_base.kube.registry import BUILTIN, Resource
+from podwire_base.testing.counts import LONG, examples
 
 from .. import protobuf
 from ..testing.drawn import Drawer
 from ..testing.servers import Server
 
-LONG = bool(os.environ.get("PODWIRE_LONG"))
-REQUESTS = 400 if LONG else 40  # of each group version
+REQUESTS = examples(40, 400)  # of each group version
 BROKEN = "in the API server; its log has the details"
 PATCHES = ("application/merge-patch+json", "application/json-patch+json", "application/strategic-merge-patch+json")
 QUERIES = (

@@ -11,7 +11,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from podwire_base.kube.meta import Object
@@ -141,7 +141,6 @@ def expected(cluster: list[Object], user: str, groups: tuple[str, ...], request:
     return False
 
 
-@settings(max_examples=300)
 @given(clusters(), clusters(), users, requests, st.randoms(use_true_random=False))
 def test_the_index_decides_as_the_oracle_after_any_changes(
     first: list[Object], then: list[Object], user: tuple[str, tuple[str, ...]], request: Attributes, random: Any
@@ -229,7 +228,6 @@ UNIVERSE = [
 ] + [Attributes(verb, path=path) for verb in (*VERBS, "other") for path in (*PATHS, "/mx", "/api/x")]
 
 
-@settings(max_examples=150)
 @given(rules, rules)
 def test_covered_rules_allow_nothing_new(owned: list[dict[str, Any]], wanted: list[dict[str, Any]]) -> None:
     own, more = rules_of({"rules": owned}), rules_of({"rules": wanted})

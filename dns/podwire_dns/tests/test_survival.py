@@ -30,6 +30,7 @@ import pytest
 
 from podwire_base.kube.client.reflector import Event
 from podwire_base.patience import patient
+from podwire_base.testing.counts import examples
 from podwire_dns.config import DnsConfig
 from podwire_dns.feeder import Feeder
 from podwire_dns.heritage import end_spares
@@ -38,7 +39,7 @@ from podwire_dns.testing.cases import HTTP, SVC, service
 from podwire_dns.tests.test_observed import get, samples
 from podwire_dns.tests.test_server import feed, free_port
 
-SECONDS = 660 if os.environ.get("PODWIRE_LONG") else 5
+SECONDS = examples(5, 660)
 SOON = 0.05  # a query that follows a lost one is answered within this time
 BATCH = 64  # queries that a killed process may have read
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from random import Random
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from podwire_base.testing.counts import examples
 from podwire_policy.testing import oracle
 from podwire_policy.testing.judge import NodeJudge, judges, packet
 from podwire_policy.testing.worlds import Chance, probes
 
-LONG = bool(os.environ.get("PODWIRE_LONG"))
-EXAMPLES = 400 if LONG else 12
+EXAMPLES = examples(12, 400)
 ASKED, TRACED = 300, 40  # probes of each world
 
 

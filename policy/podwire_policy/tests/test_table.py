@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 
+from podwire_base.testing.counts import examples
 from podwire_policy.testing import table
 from podwire_policy.testing.judge import play
 from podwire_policy.testing.rows_more import ROWS as MORE
 from podwire_policy.testing.rows_upstream import ROWS as UPSTREAM
 
 EVERY = len(list(table.probes()))
-ASKED, TRACED = (EVERY, 150) if os.environ.get("PODWIRE_LONG") else (60, 4)
+ASKED, TRACED = examples(60, EVERY), examples(4, 150)
 
 
 def test_upstream_has_its_50_rows_and_names_are_unique() -> None:

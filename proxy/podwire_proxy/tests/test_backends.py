@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from podwire_base.kernel.ip import Family
@@ -29,7 +29,6 @@ from podwire_proxy.verdict import NO_ENDPOINTS, Verdict, combined
 from .strategies import VIPS, changes, fresh, packets, play, services, slices
 from .toy import Toy
 
-MANY = max(150, settings.default.max_examples if settings.default else 0)
 SUBJECTS: tuple[AnyBackend, ...] = (*backends.ALL, Toy())
 each_backend = pytest.mark.parametrize("backend", SUBJECTS, ids=lambda backend: backend.name)
 each_row = pytest.mark.parametrize("row", s.SCENARIOS, ids=lambda row: row.name)
@@ -264,7 +263,6 @@ def test_rules_of_somebody_else_and_verdicts_by_chance() -> None:
 
 
 @each_backend
-@settings(max_examples=MANY)
 @given(objects=st.lists(st.one_of(services(), slices()), max_size=8), sent=st.lists(packets(), min_size=1, max_size=20))
 def test_oracle_and_rules_agree(backend: AnyBackend, objects: list[meta.Object], sent: list[Packet]) -> None:
     tracker = fresh(objects)
@@ -303,7 +301,6 @@ def played(
 
 
 @each_backend
-@settings(max_examples=MANY)
 @given(
     done=changes,
     syncs=st.sets(st.integers(0, 12)),

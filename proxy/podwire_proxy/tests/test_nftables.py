@@ -34,7 +34,6 @@ from .test_backends import endpoints as some
 LAYOUT = Layout("ip")
 
 
-@settings(max_examples=50)
 @given(changes, *[st.sets(st.integers(0, 12))] * 3)
 def test_after_any_changes_the_same_endpoints_may_be_remembered(
     done: list[Any], syncs: set[int], sweeps: set[int], restarts: set[int]

@@ -59,7 +59,11 @@ def named(tree: ast.AST) -> Iterator[str]:
 
 
 def test_no_backend_is_named_outside_of_its_folder_and_the_registry() -> None:
-    found = {(str(path.relative_to(ROOT)), name) for path in shipped() for name in named(ast.parse(path.read_text()))}
+    found = set()
+    for path in shipped():
+        text = path.read_text()
+        if any(name in text for name in backends.names()):  # most files name none and need no syntax tree
+            found |= {(str(path.relative_to(ROOT)), name) for name in named(ast.parse(text))}
     assert found == set(ALLOWED)
 
 
