@@ -7,6 +7,7 @@ from podwire_base.kernel.nft import ruleset as nft
 from podwire_base.kernel.nft import socket as nft_socket
 from podwire_base.kernel.reasons import Reason, reason_of
 from podwire_base.kube.errors import ConfigError
+from podwire_base.role.counts import Counts
 from podwire_base.role.layout import refusal
 
 from .compiled import Compiled, Delta
@@ -21,6 +22,7 @@ class Tables:
         self._ns_fd = ns_fd
         self._conn = nft_socket.Connection(ns_fd)
         self._planners: dict[Family, Planner] = {family: Planner(family) for family in FAMILIES}
+        self._commits = 0
 
     def close(self) -> None:
         self._conn.close()
@@ -28,20 +30,36 @@ class Tables:
     def full(self, compiled: Compiled) -> int:
         """Reads back and writes the difference. Returns the number of operations. Raises OSError."""
         return sum(
-            self._commit(planner.full(compiled, self._conn.dump(layout.table(family))))
+            self.commit(planner.full(compiled, self._conn.dump(layout.table(family))))
             for family, planner in self._planners.items()
         )
 
     def change(self, compiled: Compiled, delta: Delta) -> int:
         """Writes what a change touched. Returns the number of operations. Raises OSError."""
-        return sum(self._commit(planner.change(compiled, delta)) for planner in self._planners.values())
+        return sum(self.commit(planner.change(compiled, delta)) for planner in self._planners.values())
 
-    def _commit(self, tx: nft.Transaction) -> int:
+    def commit(self, tx: nft.Transaction) -> int:
+        """Commits a change of the tables. Returns the number of operations. Raises OSError."""
         self._conn.commit(tx)
+        self._commits += bool(tx)
         return tx.operations
 
     def watch(self) -> list[nft_socket.Watcher]:
         return [nft_socket.Watcher(layout.table(f), self._conn.port_id, self._ns_fd) for f in FAMILIES]
+
+    def counts(self) -> Counts:
+        """Returns what is counted of the tables in the kernel. It has connections of its own, so it is thread-safe."""
+        tables = [layout.table(family) for family in FAMILIES]
+
+        def figures() -> tuple[object, ...]:
+            with nft_socket.Connection(self._ns_fd) as conn:
+                return conn.counts(tables)
+
+        def generation() -> int:
+            with nft_socket.Connection(self._ns_fd) as conn:
+                return conn.generation()
+
+        return Counts(figures, generation, lambda: self._commits)
 
     def dropped(self) -> int:
         """Returns how many packets the tables dropped since their rules were made."""

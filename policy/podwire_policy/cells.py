@@ -6,11 +6,26 @@ A cell needs only the rules that speak of its ports, so rules about other ports 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
-from .model import EVERYWHERE, LAST_PORT, NAMES, Action, Direction, Named, Peer, Pods, Policy, Ports
+from .model import (
+    EVERYWHERE,
+    LAST_PORT,
+    NAMES,
+    TIERS,
+    Action,
+    Block,
+    Direction,
+    Itself,
+    Named,
+    Peer,
+    Pods,
+    Policy,
+    Ports,
+    Tier,
+)
 
 Resolve = Callable[[Named], tuple[int, ...]]
 Numbers = Callable[[Pods, Named], tuple[int, ...]]
@@ -32,14 +47,22 @@ class Step(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """The steps in order, and what becomes of a packet that none of them takes. policies: those that isolate the
-    pod, so they are the reason of a denial.
+    """The steps of one tier in order, and what becomes of a packet that none of them takes, or that one passes on:
+    `after` judges it, or else `otherwise` is the verdict. policies: those of the tier that select the pod, so they are
+    the reason of a denial.
     """
 
     direction: Direction
     steps: tuple[Step, ...]
     otherwise: Literal["allow", "deny"]
     policies: tuple[str, ...]
+    after: Cell | None = None
+
+    def tiers(self) -> Iterator[Cell]:
+        """Yields this cell and those that follow."""
+        yield self
+        if self.after is not None:
+            yield from self.after.tiers()
 
 
 class Group(NamedTuple):
@@ -61,7 +84,7 @@ class Group(NamedTuple):
             *(c for _, c in self.protocols),
             self.otherwise,
         )
-        yield from dict.fromkeys(all_)
+        yield from dict.fromkeys(one for cell in all_ for one in cell.tiers())
 
     def cell(self, protocol: int, port: int) -> Cell:
         for number, one, cell in self.ports:
@@ -74,35 +97,39 @@ class Group(NamedTuple):
 
 
 class _Entry(NamedTuple):
-    """Peers (None: everybody) that are allowed to use some ports (None: all traffic)."""
+    """Peers (None: everybody) whose packets to some ports (None: all traffic) a rule speaks of."""
 
     ports: Ports | None
     peers: tuple[Peer, ...] | None
     origin: Origin
+    tier: Tier
+    action: Action
 
 
 def group(policies: Iterable[Policy], direction: Direction, own: Resolve, numbers: Numbers) -> Group | None:
     """Returns the program of a pod that these policies select; None if none of them isolates it. own: the numbers of
     the pod's own named ports. numbers: those of other pods'.
     """
-    isolating = sorted((p for p in policies if p.rules(direction) is not None), key=lambda p: p.key)
-    if not isolating:
+    speaking = sorted(
+        (p for p in policies if p.rules(direction) is not None), key=lambda p: (TIERS.index(p.tier), p.priority, p.key)
+    )
+    if not speaking:
         return None
-    names = tuple(policy.key for policy in isolating)
-    entries = [entry for policy in isolating for entry in _entries(policy, direction, own, numbers)]
+    names = {tier: tuple(p.key for p in speaking if p.tier == tier) for tier in TIERS}
+    entries = [entry for policy in speaking for entry in _entries(policy, direction, own, numbers)]
 
     def cell(found: Iterable[_Entry]) -> Cell:
-        return Cell(direction, _steps(found), "deny", names)
+        return _tiers(direction, names, list(found))
 
     otherwise = cell(e for e in entries if e.ports is None)
     ports, ranges, protocols = [], [], []
     for protocol in NAMES:
-        speaking = [e for e in entries if e.ports is None or e.ports.protocol == protocol]
+        some = [e for e in entries if e.ports is None or e.ports.protocol == protocol]
         whole = Ports(protocol, 0, LAST_PORT)
-        default = cell(e for e in speaking if e.ports in (None, whole))
+        default = cell(e for e in some if e.ports in (None, whole))
         if default != otherwise:
             protocols.append((protocol, default))
-        for first, last, made in _atoms(speaking, cell):
+        for first, last, made in _atoms(some, cell):
             if made == default:
                 continue
             if first == last:
@@ -110,6 +137,31 @@ def group(policies: Iterable[Policy], direction: Direction, own: Resolve, number
             else:
                 ranges.append((Ports(protocol, first, last), made))
     return Group(direction, tuple(ports), tuple(ranges), tuple(protocols), otherwise)
+
+
+def _tiers(direction: Direction, names: Mapping[Tier, tuple[str, ...]], found: list[_Entry]) -> Cell:
+    """Returns the cell of these entries. Who is selected by a NetworkPolicy is not judged by the last tier."""
+    ordered = {tier: _in_order(e for e in found if e.tier == tier) for tier in ("admin", "baseline")}
+    after: Cell | None = None
+    if names["namespaces"]:
+        steps = _steps(e for e in found if e.tier == "namespaces")
+        after = Cell(direction, steps, "deny", names["namespaces"])
+    elif ordered["baseline"]:
+        after = Cell(direction, ordered["baseline"], "allow", names["baseline"])
+    if ordered["admin"] or after is None:
+        return Cell(direction, ordered["admin"], "allow", names["admin"] or names["baseline"], after)
+    return after
+
+
+def _in_order(entries: Iterable[_Entry]) -> tuple[Step, ...]:
+    """Returns the steps of a tier in which the first rule that fits decides."""
+    found: dict[Peer | None, Step] = {}
+    for entry in entries:
+        for peer in (None,) if entry.peers is None else entry.peers:
+            found.setdefault(peer, Step(peer, entry.action, (entry.origin,)))
+        if None in found:
+            break
+    return tuple(found.values())
 
 
 def _atoms(entries: list[_Entry], cell: Callable[[Iterable[_Entry]], Cell]) -> Iterator[tuple[int, int, Cell]]:
@@ -132,38 +184,41 @@ def _atoms(entries: list[_Entry], cell: Callable[[Iterable[_Entry]], Cell]) -> I
 
 def _entries(policy: Policy, direction: Direction, own: Resolve, numbers: Numbers) -> Iterator[_Entry]:
     for index, rule in enumerate(policy.rules(direction) or ()):
-        origin = Origin(policy.key, index)
+        entry = _Entry(None, rule.peers, Origin(policy.key, index), policy.tier, rule.action)
         if rule.ports is None:
-            yield _Entry(None, rule.peers, origin)
+            yield entry
         for port in rule.ports or ():
             if isinstance(port, Ports):
-                yield _Entry(port, rule.peers, origin)
+                yield entry._replace(ports=port)
             elif direction == "ingress":
-                yield from (_Entry(Ports(port.protocol, n, n), rule.peers, origin) for n in own(port))
+                yield from (entry._replace(ports=Ports(port.protocol, n, n)) for n in own(port))
             else:
-                yield from _named(port, rule.peers, origin, numbers)
+                yield from _named(port, entry, numbers)
 
 
-def _named(port: Named, peers: tuple[Peer, ...] | None, origin: Origin, numbers: Numbers) -> Iterator[_Entry]:
+def _named(port: Named, entry: _Entry, numbers: Numbers) -> Iterator[_Entry]:
     """Yields what a named port of an egress rule means: the destination says which number it has. Only pods have named
     ports, so of an ipBlock it means the pods there.
     """
-    for peer in named_peers(peers):
+    for peer in named_peers(entry.peers):
         for number in numbers(peer, port):
             only = peer._replace(port=(port, number))
-            yield _Entry(Ports(port.protocol, number, number), (only,), origin)
+            yield entry._replace(ports=Ports(port.protocol, number, number), peers=(only,))
 
 
 def named_peers(peers: tuple[Peer, ...] | None) -> Iterator[Pods]:
     """Yields the pods that the peers of a rule are, whatever ports they have."""
     every = Pods(EVERYWHERE, (), ())
     for peer in (every,) if peers is None else peers:
-        yield peer if isinstance(peer, Pods) else every._replace(block=peer)
+        if isinstance(peer, Pods):
+            yield peer
+        elif isinstance(peer, Block):
+            yield every._replace(block=peer)
 
 
 def _steps(entries: Iterable[_Entry]) -> tuple[Step, ...]:
-    """Returns the steps of a tier in which every rule allows: their order means nothing, so it is canonical, and a step
-    for everybody makes all others useless.
+    """Returns the steps of the tier in which every rule allows: their order means nothing, so it is canonical, and a
+    step for everybody makes all others useless.
     """
     found: dict[Peer | None, set[Origin]] = {}
     for entry in entries:
@@ -171,4 +226,5 @@ def _steps(entries: Iterable[_Entry]) -> tuple[Step, ...]:
             found.setdefault(peer, set()).add(entry.origin)
     if None in found:
         return (Step(None, "allow", tuple(sorted(found[None]))),)
-    return tuple(Step(peer, "allow", tuple(sorted(found[peer]))) for peer in sorted(found, key=repr))
+    steps = (Step(peer, "allow", tuple(sorted(found[peer]))) for peer in sorted(found, key=repr))
+    return (*steps, Step(Itself(), "allow", ()))  # last, so that only what else is denied is compared

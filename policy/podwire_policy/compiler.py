@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from .cells import Group, group, named_peers
 from .compiled import Compiled, Delta, Judged
 from .members import Members
-from .model import Labels, Named, Pod, Pods, Policy
+from .model import NODES, Labels, Named, Pod, Pods, Policy
 
 
 @dataclass(slots=True)
@@ -33,6 +33,10 @@ class Compiler:
 
     def namespace(self, name: str, labels: Labels | None) -> None:
         if self.members.namespace(name, labels):
+            if self._by_namespace.get(""):  # policies that select pods by the labels of their namespaces
+                self._dirty |= {
+                    key for key in self._local & self.members.pods.keys() if self.members.pods[key].namespace == name
+                }
             self._recheck()
 
     def pod(self, key: str, pod: Pod | None) -> None:
@@ -62,6 +66,18 @@ class Compiler:
             if any(p and self.members.covers(p.subject, pod.namespace, pod.labels) for p in (before, policy)):
                 self._dirty.add(pod.key)
 
+    def machine(self, name: str, node: Pod | None) -> None:
+        """Notes a Node, a peer like a pod (NODES)."""
+        self.pod(f"{NODES}/{name}", node)
+
+    def closed(self, namespace: str) -> bool:
+        """Whether a policy may select pods of a namespace."""
+        return bool(self._by_namespace.get(namespace) or self._by_namespace.get(""))
+
+    def known(self, namespace: str) -> bool:
+        """Whether it is known which policies select pods of a namespace by its labels."""
+        return namespace in self.members.namespaces or not self._by_namespace.get("")
+
     def _recheck(self) -> None:
         """Marks every pod of the node if a named port of an egress rule means other numbers than before."""
         if self._numbers and any(self.members.numbers(*asked) != was for asked, was in self._numbers.items()):
@@ -69,7 +85,7 @@ class Compiler:
 
     def selecting(self, pod: Pod) -> list[Policy]:
         """Returns the policies that select a pod, by name."""
-        keys = sorted(self._by_namespace.get(pod.namespace, ()))
+        keys = sorted({*self._by_namespace.get(pod.namespace, ()), *self._by_namespace.get("", ())})
         found = (self.policies[key] for key in keys)
         return [p for p in found if self.members.covers(p.subject, pod.namespace, pod.labels)]
 

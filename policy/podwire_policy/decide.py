@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 
 from .cells import Cell, Origin
 from .compiled import Compiled
-from .model import DIRECTIONS, Block, Direction, Packet, Peer
+from .model import DIRECTIONS, Block, Direction, Itself, Packet, Peer
 
 
 class Trail(NamedTuple):
@@ -29,9 +29,7 @@ class Decision(NamedTuple):
 
 
 def decide(compiled: Compiled, packet: Packet) -> Decision:
-    """Judges the first packet of a flow, as it is behind the translation of its destination. A pod reaches itself."""
-    if packet.src == packet.dst:
-        return Decision(True)
+    """Judges the first packet of a flow, as it is behind the translation of its destination."""
     trails = []
     for direction in reversed(DIRECTIONS):
         judged = compiled.addresses.get(packet.src if direction == "egress" else packet.dst)
@@ -39,22 +37,29 @@ def decide(compiled: Compiled, packet: Packet) -> Decision:
         if judged is None or program is None:
             continue
         cell = program.cell(packet.protocol, packet.port)
-        verdict, by = _walk(compiled, cell, packet.dst if direction == "egress" else packet.src)
-        trails.append(Trail(direction, judged.pod, cell.policies, verdict, by))
+        verdict, by, policies = _walk(compiled, cell, packet)
+        trails.append(Trail(direction, judged.pod, policies, verdict, by))
         if verdict == "deny":
             return Decision(False, tuple(trails))
     return Decision(True, tuple(trails))
 
 
-def _walk(compiled: Compiled, cell: Cell, other: str) -> tuple[Literal["allow", "deny"], tuple[Origin, ...]]:
+def _walk(
+    compiled: Compiled, cell: Cell, packet: Packet
+) -> tuple[Literal["allow", "deny"], tuple[Origin, ...], tuple[str, ...]]:
     for step in cell.steps:
-        if step.peer is None or has(compiled, step.peer, other):
-            return ("allow" if step.action == "allow" else "deny"), step.origins
-    return cell.otherwise, ()
+        if step.peer is None or has(compiled, step.peer, packet, cell.direction):
+            if step.action == "pass":
+                break
+            return ("allow" if step.action == "allow" else "deny"), step.origins, cell.policies
+    if cell.after is not None:
+        return _walk(compiled, cell.after, packet)
+    return cell.otherwise, (), cell.policies
 
 
-def has(compiled: Compiled, peer: Peer, address: str) -> bool:
-    """Whether the address is one of the peer's."""
-    if isinstance(peer, Block):
-        return peer.has(address)
-    return address in compiled.selected[peer]
+def has(compiled: Compiled, peer: Peer, packet: Packet, direction: Direction) -> bool:
+    """Whether the other end of the packet is the peer, or one of the peer's."""
+    if isinstance(peer, Itself):
+        return packet.src == packet.dst
+    address = packet.dst if direction == "egress" else packet.src
+    return peer.has(address) if isinstance(peer, Block) else address in compiled.selected[peer]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -15,29 +17,40 @@ from podwire_base.kube.client.config import load
 from podwire_base.kube.client.http import ApiClient
 from podwire_base.kube.client.informer import Informer
 from podwire_base.kube.client.reflector import Event
+from podwire_base.kube.errors import ApiError, Refused
 from podwire_base.role import accept, beat, layout, logs, unixsocket
 from podwire_base.role.judging import SOCKET, WAIT, read
 from podwire_base.role.run import main, stop_event, until_stopped
 from podwire_base.role.status import RoleStatus
+from podwire_base.role.upkeep import Mendings, Upkeep
 
-from . import apply, convert
+from . import apply, convert, convertcluster, cut
 from .claims import Claims
 from .compiled import Delta
 from .compiler import Compiler
+from .cutter import Cutter
+from .model import Policy
 
 log = logs.get("policy")
 PODS, NAMESPACES = "/api/v1/pods", "/api/v1/namespaces"
+NODES = "/api/v1/nodes"
 POLICIES = "/apis/networking.k8s.io/v1/networkpolicies"
+CLUSTER_POLICIES = "/apis/policy.networking.k8s.io/v1alpha2/clusternetworkpolicies"
+ABSENT = 30.0  # seconds until it is looked again whether the API has ClusterNetworkPolicies
+TOLD = 5  # ended flows that one line of the log names
 RETRY = 1.0  # seconds until everything is compared again after a failure
 
 
 @dataclass(frozen=True)
 class PolicyConfig:
-    """The settings of the role. kubeconfig None: in-cluster."""
+    """The settings of the role. kubeconfig None: in-cluster. cut_flows: open flows that a change of policies forbids
+    end at once.
+    """
 
     node_name: str
     kubeconfig: str | None
     run_dir: Path
+    cut_flows: bool = True
 
 
 class Role:
@@ -50,12 +63,20 @@ class Role:
         self.pods: Informer | None = None
         self.claims = Claims(config.node_name, self._objects, self._closed)
         self._problems: dict[str, tuple[str, ...]] = {}
+        self._looked, self._unreadable = asyncio.Event(), ""  # for ClusterNetworkPolicies
         self._wake, self._pods_changed = asyncio.Event(), asyncio.Condition()
         self._full, self._ready, self._commits = True, asyncio.Event(), 0
         self._failed = ""
+        self.mendings = Mendings(log, "policy", config.node_name)
+        self.upkeep = Upkeep([tables.counts()], self._mend)
+        self.cutter = Cutter(tables.commit)
+        self._touched: set[str] | None = None  # addresses whose flows are to be judged again; None: all
+        self._cut_woken = asyncio.Event()
+        self._foreign, self._telling = False, set[asyncio.Task[None]]()
+        self.tell: Callable[[meta.Object], Awaitable[None]] | None = None  # sends an Event
 
     def _closed(self, namespace: str) -> bool:
-        return any(policy.subject.namespace == namespace for policy in self.compiler.policies.values())
+        return self.compiler.closed(namespace)
 
     def _objects(self) -> Mapping[str, meta.Object]:
         return self.pods.objects if self.pods else {}
@@ -81,23 +102,44 @@ class Role:
         self.compiler.namespace(event.key, None if gone else convert.labels_of(meta.labels(event.object)))
         self._changed()
 
+    def _on_node(self, event: Event) -> None:
+        try:
+            node = None if event.type == "DELETED" else convertcluster.node(event.object)
+        except ValueError as err:
+            log.warn("a Node cannot be read, it is nobody's peer", node=event.key, problem=str(err))
+            node = None
+        self.compiler.machine(event.key, node)
+        self._changed()
+
     def _on_policy(self, event: Event) -> None:
-        policy = None if event.type == "DELETED" else convert.policy(event.object)
+        self._note_policy("NetworkPolicy", event.key, None if event.type == "DELETED" else convert.policy(event.object))
+
+    def _on_cluster_policy(self, event: Event) -> None:
+        try:
+            policy = None if event.type == "DELETED" else convertcluster.policy(event.object)
+        except ValueError as err:
+            log.warn("ClusterNetworkPolicy is unusable", policy=event.key, problem=str(err))
+            self._problems[event.key] = (str(err),)
+            self.compiler.policy(event.key, None)
+        else:
+            self._note_policy("ClusterNetworkPolicy", event.key, policy)
+        self._changed()
+
+    def _note_policy(self, kind: str, key: str, policy: Policy | None) -> None:
         for problem in policy.problems if policy else ():
-            if problem not in self._problems.get(event.key, ()):
-                log.warn("NetworkPolicy is partly unusable", policy=event.key, problem=problem)
-        self._problems[event.key] = policy.problems if policy else ()
-        self.compiler.policy(event.key, policy)
+            if problem not in self._problems.get(key, ()):
+                log.warn(f"{kind} is partly unusable", policy=key, problem=problem)
+        self._problems[key] = policy.problems if policy else ()
+        self.compiler.policy(key, policy)
         self._changed()
 
     def _changed(self) -> None:
         beat.pending()
         self._wake.set()
 
-    def _on_foreign(self) -> None:
-        if sum(watcher.changed() for watcher in self.watchers):
-            self._full = True
-            self._wake.set()
+    async def _mend(self) -> None:
+        self._full = self._foreign = True
+        self._wake.set()
 
     # Writing
 
@@ -116,6 +158,12 @@ class Role:
             self._full, self._failed = True, str(err)
             self._report()
             return False
+        self._judge_flows(None if full else cut.touched(self.compiler.compiled, delta))
+        if full:
+            self.upkeep.settled()
+        if self._foreign and full:
+            self._foreign = False
+            self._tell_mended(done)
         self._full, self._failed = False, ""
         self._commits += bool(done)
         beat.settled()
@@ -124,24 +172,67 @@ class Role:
         self._report()
         return True
 
+    def _tell_mended(self, done: int) -> None:
+        self.mendings.tell([f"rules of policies ({done} operations)"] if done else [])
+        for made in self.mendings.events():
+            if self.tell is not None:
+                task = asyncio.ensure_future(self.tell(made))
+                self._telling.add(task)
+                task.add_done_callback(self._telling.discard)
+
+    # Flows
+
+    def _judge_flows(self, touched: set[str] | None) -> None:
+        """Has the flows of these addresses judged again (None: all)."""
+        if self.config.cut_flows:
+            self._touched = None if touched is None or self._touched is None else self._touched | touched
+            self._cut_woken.set()
+
+    async def _cut(self) -> None:
+        """Ends flows that changes forbid, for ever."""
+        while True:
+            await self._cut_woken.wait()
+            self._cut_woken.clear()
+            touched, self._touched = self._touched, set()
+            try:
+                ended = await self.cutter.look(self.compiler.compiled, touched)
+            except OSError as err:
+                log.error("flows that policies forbid now may go on, the next look is in a second", error=str(err))
+                self._touched = None
+                await asyncio.sleep(RETRY)
+                self._cut_woken.set()
+                continue
+            if ended:
+                told = ", ".join(f"{f.original.source} -> {f.original.destination}" for f in ended[:TOLD])
+                log.info("ended flows that policies forbid now", flows=len(ended), some=told)
+                self._report()
+
     def _report(self) -> None:
         judged = self.compiler.compiled.addresses
         isolated = {one.pod for one in judged.values() if one.ingress or one.egress}
         policies = len(self.compiler.policies)
-        figures: dict[str, Any] = {"policies": policies, "isolated": len(isolated), "commits": self._commits}
+        figures: dict[str, Any] = {
+            "policies": policies,
+            "isolated": len(isolated),
+            "commits": self._commits,
+            "ended": self.cutter.ended,
+            **self.mendings.figures(),
+        }
+        if self._unreadable and not self._failed:
+            self.status.update(ready=False, message=self._unreadable, reason="Unreadable", **figures)
+            return
         if self._failed:
             self.status.update(ready=False, message=self._failed, reason="SyncFailed", **figures)
             return
         bad = sorted(key for key, problems in self._problems.items() if problems)
-        words = f"{policies} NetworkPolicies, {len(isolated)} pods isolated"
+        clusters = sum(policy.tier != "namespaces" for policy in self.compiler.policies.values())
+        more = f", {clusters} ClusterNetworkPolicies" if clusters else ""
+        words = f"{policies - clusters} NetworkPolicies{more}, {len(isolated)} pods isolated"
         told = f"; partly unusable: {', '.join(bad[:3])}" if bad else ""
-        self.status.update(ready=True, message=words + told, **figures)
+        self.status.update(ready=True, message=words + told + self.mendings.words(), **figures)
 
     async def _loop(self) -> None:
         loop = asyncio.get_running_loop()
-        self.watchers = self.tables.watch()
-        for watcher in self.watchers:
-            loop.add_reader(watcher.fileno(), self._on_foreign)
         while True:
             self._wake.clear()
             if self.sync():
@@ -174,24 +265,59 @@ class Role:
             writer.close()
 
     async def _add(self, key: str) -> None:
-        while not self.claims.settled(key):
+        while not (self.claims.settled(key) and self.compiler.known(key.partition("/")[0])):
             async with self._pods_changed:
                 await self._pods_changed.wait()
         self._judge(key)
         while not self.sync():
             await asyncio.sleep(RETRY / 10)
 
+    async def _cluster_policies(self, api: ApiClient) -> None:
+        """Follows ClusterNetworkPolicies, for ever. Most clusters do not have the kind, or get it later."""
+        found = Informer(api, CLUSTER_POLICIES, on_event=self._on_cluster_policy, on_synced=self._looked.set)
+        while True:
+            try:
+                await api.get(CLUSTER_POLICIES, limit="1")
+            except Refused as err:
+                self._unreadable = "" if err.code == HTTPStatus.NOT_FOUND else f"ClusterNetworkPolicies: {err.message}"
+                if self._unreadable:
+                    log.warn("ClusterNetworkPolicies cannot be read, they do not count", error=err.message)
+                self._looked.set()
+                await asyncio.sleep(ABSENT)
+            except ApiError:
+                await asyncio.sleep(RETRY)
+            else:
+                self._unreadable = ""
+                await found.run()
+
     async def run(self, api: ApiClient) -> None:
+        self.watches = self.tables.watch()
+        self.tell = partial(_send, api)
         self.status.update(ready=False, message="waiting for the first lists", reason="Starting")
         pods = Informer(api, PODS, on_event=self._on_pod, keep=convert.trimmed)
         self.pods = pods
-        rest = Informer(api, NAMESPACES, on_event=self._on_namespace), Informer(api, POLICIES, on_event=self._on_policy)
+        rest = (
+            Informer(api, NAMESPACES, on_event=self._on_namespace),
+            Informer(api, POLICIES, on_event=self._on_policy),
+            Informer(api, NODES, on_event=self._on_node, keep=convertcluster.trimmed_node),
+        )
         async with asyncio.TaskGroup() as group:
             for informer in (pods, *rest):
                 group.create_task(informer.run())
+            group.create_task(self._cluster_policies(api))
             for informer in (pods, *rest):
                 await informer.synced.wait()
+            await self._looked.wait()
             group.create_task(self._loop())
+            group.create_task(self._cut())
+            group.create_task(self.upkeep.run(self.watches))
+
+
+async def _send(api: ApiClient, event: meta.Object) -> None:
+    try:
+        await api.create(f"/api/v1/namespaces/{event['metadata']['namespace']}/events", event)
+    except (ApiError, OSError) as err:
+        log.warn("an Event could not be written", error=str(err))
 
 
 async def _main(config: PolicyConfig) -> None:

@@ -15,6 +15,8 @@ LAST_PORT = 65535
 Direction = Literal["ingress", "egress"]
 DIRECTIONS: tuple[Direction, ...] = ("ingress", "egress")
 Action = Literal["allow", "deny", "pass"]
+Tier = Literal["admin", "namespaces", "baseline"]  # in the order in which they judge
+TIERS: tuple[Tier, ...] = ("admin", "namespaces", "baseline")
 Labels = tuple[tuple[str, str], ...]  # sorted by key
 
 
@@ -72,6 +74,7 @@ class Block(NamedTuple):
 
 
 EVERYWHERE = "*"  # a namespace: all of them, also those that are not known (yet)
+NODES = "(nodes)"  # in place of a namespace: the Nodes of the cluster, which are peers by their labels
 
 
 class Pods(NamedTuple):
@@ -86,7 +89,11 @@ class Pods(NamedTuple):
     block: Block | None = None
 
 
-Peer = Pods | Block
+class Itself(NamedTuple):
+    """The pod itself, which reaches itself by a Service. A NetworkPolicy cannot keep it from that."""
+
+
+Peer = Pods | Block | Itself
 
 
 class Rule(NamedTuple):
@@ -99,8 +106,9 @@ class Rule(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """A NetworkPolicy. key: "namespace/name". ingress, egress: its rules; None: it does not isolate in this direction.
-    problems: what of it cannot be used, for people; an unusable peer or port matches nothing.
+    """A NetworkPolicy, or a ClusterNetworkPolicy of one of the two other tiers. key: "namespace/name", or "name".
+    ingress, egress: its rules; None: it does not speak of this direction. problems: what of it cannot be used, for
+    people; an unusable peer or port matches nothing. priority: within the tier; the lowest comes first.
     """
 
     key: str
@@ -108,6 +116,8 @@ class Policy:
     ingress: tuple[Rule, ...] | None
     egress: tuple[Rule, ...] | None
     problems: tuple[str, ...] = ()
+    tier: Tier = "namespaces"
+    priority: int = 0
 
     def rules(self, direction: Direction) -> tuple[Rule, ...] | None:
         return self.ingress if direction == "ingress" else self.egress

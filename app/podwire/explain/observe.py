@@ -10,7 +10,7 @@ import json
 import os
 import socket
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,10 +22,12 @@ from podwire_base.kernel.netlink import codec
 from podwire_base.kernel.netlink import rtnetlink as nl
 from podwire_base.kernel.netlink.socket import RouteSocket
 from podwire_base.kernel.netns import call_in
+from podwire_base.kernel.nft.anytable import AnyTable
 from podwire_base.kernel.nft.socket import Connection, missing
 from podwire_base.role import status
 from podwire_cni.plan import host_veth
 from podwire_cni.types import Attachment
+from podwire_policy.tables import layout as policies
 from podwire_proxy import backends
 from podwire_proxy.iptables import programs
 from podwire_proxy.model import NodeInfo
@@ -188,7 +190,7 @@ def namespace_of(recorded: str) -> str:
 
 def _inside(ip: str, pod: str, port: str, path: str) -> Inside:
     with contextlib.ExitStack() as stack:
-        tables = () if missing() else tuple(stack.enter_context(Connection()).everything())
+        tables = () if missing() else _begun(stack.enter_context(Connection()).everything())
     return Inside(
         ip,
         pod,
@@ -199,6 +201,16 @@ def _inside(ip: str, pod: str, port: str, path: str) -> Inside:
         tables,
         lambda dst, src, iif: call_in(path, lambda: ask_route(dst, src, iif)),
     )
+
+
+def _begun(tables: Sequence[AnyTable]) -> tuple[AnyTable, ...]:
+    """Returns the tables as a flow that begins meets them: its source port is none of those of flows that a change of
+    policies ended.
+    """
+    for table in tables:
+        if table.name == policies.TABLE_NAME and policies.CUT in table.sets:
+            table.sets[policies.CUT].elements.clear()
+    return tuple(tables)
 
 
 def _listeners() -> list[Any]:
@@ -223,7 +235,7 @@ def facts(path: str, name: str = "", run_dir: Path | None = None, extra: Mapping
         tables = []
         if not missing():
             with Connection() as conn:  # the proxy's own table is read by `observe`
-                tables = conn.everything(without=lambda _, table: table == "podwire")
+                tables = list(_begun(conn.everything(without=lambda _, table: table == "podwire")))
         return Facts(
             name,
             addresses,

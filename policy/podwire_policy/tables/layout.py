@@ -1,14 +1,17 @@
 """The tables `podwire-policy` as data: sets, chains and rules, named by digests of their content. Pure.
 
     forward   established and related packets pass: a flow is judged once, and its answers are free
-              saddr . daddr @self      a pod to itself, by a Service: allowed
+              saddr . daddr . proto . sport . dport @cut   of a flow that a change ended: TCP reset, else drop. The same
+              in a nat chain before the translation of Services, which sees first packets alone: the client that dialled
+              a Service gets the reset from the address that it dialled
               iifname podwire0 saddr @judged else drop, and so with daddr: pods that nobody has judged yet
               saddr vmap @pods-out     pods that a policy isolates in egress: jump to their group; a return allows
               daddr vmap @pods-in      the same in ingress: goto
     g-DIGEST  a group: the port chooses the cell
               proto . dport vmap @p-DIGEST; tcp dport 8000-8999 goto ...; tcp goto ...; goto ...
     c-DIGEST  a cell: one lookup for each selector of its ports, then the drop with its counter
-              saddr @s-DIGEST accept; saddr @b-DIGEST accept; counter drop
+              saddr @s-DIGEST accept; saddr @b-DIGEST accept; saddr . daddr @self accept (a pod to itself, by a
+              Service); counter drop. The cell of a ClusterNetworkPolicy also drops, or passes on: goto the next tier's
 
 A name is a digest of what it names, so a change adds chains, turns the element of `pods-in` or `pods-out`, and deletes
 what nobody uses, in one commit, and a role that starts recognises what is there.
@@ -29,15 +32,19 @@ from podwire_base.kernel.nft.expr import R0, Expr
 from podwire_base.kernel.nft.objects import INTERVAL_END
 from podwire_base.kernel.reasons import Reason, carrying
 
-from ..cells import Cell, Group
+from ..cells import Cell, Group, Step
 from ..compiled import Compiled
-from ..model import Block, Direction, Peer, Pods
+from ..model import PROTOCOLS, Block, Direction, Itself, Peer, Pods
 
 TABLE_NAME = "podwire-policy"
-LAYOUT = 1  # of these tables: raised by a change that an older role would misread
+TCP = PROTOCOLS["TCP"]
+LAYOUT = 2  # of these tables: raised by a change that an older role would misread
 PRIORITY = 10  # behind the chains of other roles: what they refuse is answered with their reason
 BRIDGE = b"podwire0".ljust(16, b"\0")
 CT_ESTABLISHED, CT_RELATED = 2, 4
+BEFORE_SERVICES, RAW = -105, -300  # priorities: of the proxy's nat chain less five, and before conntrack
+CUT = "cut"
+CUT_SECONDS = 120  # for which the packets of a flow that a change ended are refused, also if the server speaks next
 FIXED_SETS = ("self", "judged", "pods-out", "pods-in")
 _SADDR = {"ip": (12, 4), "ip6": (8, 16)}
 _DADDR = {"ip": (16, 4), "ip6": (24, 16)}
@@ -62,7 +69,7 @@ def table(family: Family) -> nft.Table:
     return nft.Table(family, TABLE_NAME)
 
 
-def peer_set(family: Family, peer: Peer) -> nft.Set:
+def peer_set(family: Family, peer: Pods | Block) -> nft.Set:
     if isinstance(peer, Pods):
         return nft.Set(table(family), f"s-{digest(peer)}", (_TYPE[family],))
     return nft.Set(table(family), f"b-{digest(peer)}", (_TYPE[family],), interval=True)
@@ -70,6 +77,46 @@ def peer_set(family: Family, peer: Peer) -> nft.Set:
 
 def port_map(family: Family, group: Group) -> nft.Set:
     return nft.Set(table(family), f"p-{digest(group)}", ("inet_proto", "inet_service"), ("verdict",))
+
+
+def cut_set(family: Family) -> nft.Set:
+    """Returns the set of the tuples of flows that a change ended."""
+    kinds = (_TYPE[family], _TYPE[family], "inet_proto", "inet_service", "inet_service")
+    return nft.Set(table(family), CUT, kinds, timeout=CUT_SECONDS)
+
+
+def cut_key(source: str, destination: str, protocol: int, source_port: int, destination_port: int) -> bytes:
+    ports = (port.to_bytes(2, "big") for port in (source_port, destination_port))
+    return nft.key(packed(source), packed(destination), bytes((protocol,)), *ports)
+
+
+def _is_cut(family: Family) -> tuple[Expr, ...]:
+    words = _SADDR[family][1] // 4
+    ports = (nft.Payload("transport", at, 2, dreg=R0 + 2 * words + n) for n, at in ((1, 0), (2, 2)))
+    addresses = (_address(family, "ingress"), _address(family, "egress", R0 + words))
+    return *addresses, nft.Meta("l4proto", R0 + 2 * words), *ports, nft.Lookup(CUT)
+
+
+def _cuts(family: Family) -> list[tuple[str, tuple[Expr, ...]]]:
+    told, found = carrying("of a flow that a change of policies ended", Reason.POLICY), _is_cut(family)
+    tcp = (nft.Meta("l4proto"), nft.Cmp(bytes((TCP,))))
+    return [
+        (told, (*tcp, *found, nft.Counter(), nft.Reject(family, tcp_reset=True))),
+        (told, (*found, nft.Counter(), nft.drop())),
+    ]
+
+
+def cutting(family: Family) -> list[tuple[nft.Chain, list[nft.Rule]]]:
+    """Returns the chains beside `base` that end flows. The role itself sends segments to which both ends answer
+    (cut.py); conntrack must not take them for a flow.
+    """
+    before = nft.Chain(table(family), "before-services", hook="prerouting", type="nat", priority=BEFORE_SERVICES)
+    sent = nft.Chain(table(family), "provoking", hook="output", priority=RAW)
+    provoked = "what the role sends to both ends of a flow that it ends"
+    return [
+        (before, [nft.Rule(before, exprs, comment) for comment, exprs in _cuts(family)]),
+        (sent, [nft.Rule(sent, (*_is_cut(family), nft.Notrack()), provoked)]),
+    ]
 
 
 def fixed_set(family: Family, name: str) -> nft.Set:
@@ -87,7 +134,6 @@ _SIDES: tuple[tuple[str, Literal["iifname", "oifname"], Direction], ...] = (
 def base(family: Family) -> tuple[nft.Chain, list[nft.Rule]]:
     """Returns the base chain with its rules."""
     chain = nft.Chain(table(family), "forward", hook="forward", priority=PRIORITY)
-    words = _SADDR[family][1] // 4
     rules: list[tuple[str, tuple[Expr, ...]]] = [
         (
             "a flow that was judged",
@@ -98,10 +144,7 @@ def base(family: Family) -> tuple[nft.Chain, list[nft.Rule]]:
                 nft.accept(),
             ),
         ),
-        (
-            "a pod to itself",
-            (_address(family, "ingress"), _address(family, "egress", R0 + words), nft.Lookup("self"), nft.accept()),
-        ),
+        *_cuts(family),
         *(
             (
                 carrying(f"{side} a pod that nobody has judged yet", Reason.POLICY),
@@ -130,7 +173,7 @@ def _address(family: Family, direction: Direction, dreg: int = R0) -> nft.Payloa
 
 def mark(family: Family) -> nft.Chain:
     """An empty chain whose name says the layout and a digest of the fixed rules."""
-    _, rules = base(family)
+    rules = [rule for _, some in (base(family), *cutting(family)) for rule in some]
     told = [(rule.comment, b"".join(e.encode() for e in rule.exprs)) for rule in rules]
     return nft.Chain(table(family), f"layout-{LAYOUT}-{digest(repr(told))}")
 
@@ -176,19 +219,41 @@ def cell_rules(family: Family, cell: Cell) -> tuple[nft.Chain, list[nft.Rule]]:
     """Returns the chain of a cell. In egress an allowed packet returns, because its ingress is still to be judged."""
     chain = nft.Chain(table(family), cell_chain(cell))
     allow = nft.accept() if cell.direction == "ingress" else nft.ret()
+    onward = allow if cell.after is None else nft.goto(cell_chain(cell.after))
     rules: list[nft.Rule] = []
-    for index, step in enumerate(cell.steps):
-        verdict = (allow,) if step.action == "allow" else (nft.Counter(), nft.drop())
-        if step.peer is None:
-            return chain, [*rules, nft.Rule(chain, verdict, str(index))]
+    for step in cell.steps:
         if isinstance(step.peer, Block) and family_of(step.peer) != family:
             continue
-        found = (_address(family, cell.direction), nft.Lookup(peer_set(family, step.peer).name))
-        rules.append(nft.Rule(chain, (*found, *verdict), str(index)))
+        verdict: tuple[Expr, ...] = (onward if step.action == "pass" else allow,)
+        told = _told(cell, step)
+        if step.action == "deny":
+            verdict, told = (nft.Counter(), nft.drop()), carrying(told, Reason.POLICY)
+        rules.append(nft.Rule(chain, (*_is_peer(family, cell.direction, step.peer), *verdict), told))
+        if step.peer is None:
+            return chain, rules
+    if cell.after is not None:
+        return chain, [*rules, nft.Rule(chain, (onward,), "the next tier")]
     if cell.otherwise == "allow":
         return chain, [*rules, nft.Rule(chain, (allow,), "no rule denies it")]
     denied = carrying(f"{cell.direction}: no rule of {_named(cell.policies)} allows it", Reason.POLICY)
     return chain, [*rules, nft.Rule(chain, (nft.Counter(), nft.drop()), denied)]
+
+
+def _told(cell: Cell, step: Step) -> str:
+    """Returns what the rule of a step says to people: the first of the rules that the step is from."""
+    if not step.origins:
+        return f"{cell.direction}: a pod to itself"
+    first, does = step.origins[0], {"allow": "allows", "deny": "denies", "pass": "passes on"}[step.action]
+    return f"{cell.direction}: rule {first.rule} of {_named((first.policy,))} {does} it"
+
+
+def _is_peer(family: Family, direction: Direction, peer: Peer | None) -> tuple[Expr, ...]:
+    if peer is None:
+        return ()
+    if isinstance(peer, Itself):
+        words = _SADDR[family][1] // 4
+        return _address(family, "ingress"), _address(family, "egress", R0 + words), nft.Lookup("self")
+    return _address(family, direction), nft.Lookup(peer_set(family, peer).name)
 
 
 def _named(policies: tuple[str, ...]) -> str:

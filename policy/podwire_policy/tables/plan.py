@@ -13,7 +13,7 @@ from podwire_base.kernel.nft.fake import apply_to
 
 from ..cells import Cell, Group
 from ..compiled import Compiled, Delta
-from ..model import Block, Peer
+from ..model import Block, Pods
 from . import layout
 
 T = TypeVar("T")
@@ -43,8 +43,10 @@ class Planner:
     def _whole(self, compiled: Compiled) -> nft.Transaction:
         family = self.family
         chain, rules = layout.base(family)
-        tx = nft.Transaction().add(layout.table(family))
+        tx = nft.Transaction().add(layout.table(family), layout.cut_set(family))
         tx.add(*(layout.fixed_set(family, name) for name in layout.FIXED_SETS), chain, *rules, layout.mark(family))
+        for more, those in layout.cutting(family):
+            tx.add(more, *those)
         every = Delta(set(compiled.addresses), {}, compiled.groups(), set(), set(compiled.selected), set())
         return self._change(compiled, every, tx)
 
@@ -87,9 +89,8 @@ class Planner:
     def _add(self, tx: nft.Transaction, delta: Delta, cells: list[Cell], blocks: list[Block]) -> None:
         for block in blocks:
             tx.add(layout.peer_set(self.family, block), layout.block_elements(self.family, block))
-        for cell in cells:
-            chain, rules = layout.cell_rules(self.family, cell)
-            tx.add(chain, *rules)
+        made = [layout.cell_rules(self.family, cell) for cell in cells]
+        tx.add(*(chain for chain, _ in made), *(rule for _, rules in made for rule in rules))  # they lead to each other
         for group in sorted(delta.groups_came, key=layout.group_chain):
             chain, rules = layout.group_rules(self.family, group)
             tx.add(chain)
@@ -125,7 +126,7 @@ class Planner:
         tx.flush(*chains)
         tx.delete(*(layout.port_map(self.family, g) for g in groups if g.ports))
         tx.delete(*chains)
-        unused: list[Peer] = [*blocks, *sorted(delta.selectors_went, key=repr)]
+        unused: list[Pods | Block] = [*blocks, *sorted(delta.selectors_went, key=repr)]
         tx.delete(*(layout.peer_set(self.family, p) for p in unused))
 
 
@@ -162,6 +163,8 @@ def difference(wanted: TableDump, live: TableDump) -> nft.Transaction:
     for name, held in wanted.elements.items():
         there = live.elements.get(name, {})
         stale = {k: v for k, v in there.items() if k not in held or held[k] != v}
+        if wanted.sets[name].timeout:  # they expire by themselves
+            stale = {}
         tx.delete(nft.Elements(wanted.sets[name], stale))
         tx.add(nft.Elements(wanted.sets[name], {k: v for k, v in held.items() if k not in there or there[k] != v}))
     spare = [chain for name, chain in live.chains.items() if name not in wanted.chains]

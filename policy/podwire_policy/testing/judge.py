@@ -10,6 +10,7 @@ from podwire_base.kernel.ip import FAMILIES, Family
 from podwire_base.kernel.nft.fake import FakeConnection
 from podwire_base.kube import meta
 
+from .. import convertcluster
 from ..compiler import Compiler
 from ..convert import labels_of, pod, policy
 from ..decide import decide
@@ -44,8 +45,20 @@ class NodeJudge:
             self.compiler.namespace(key, None if obj is None else labels_of(meta.labels(obj)))
         elif kind == "pods":
             self.compiler.pod(key, None if obj is None else pod(obj))
+        elif kind == "nodes":
+            self.compiler.machine(key, None if obj is None else convertcluster.node(obj))
+        elif kind == "clusters":
+            self.compiler.policy(key, None if obj is None else convertcluster.policy(obj))
         else:
             self.compiler.policy(key, None if obj is None else policy(obj))
+
+    def take_all(self, world: World) -> None:
+        """Notes every object of the world, and what it no longer has."""
+        for kind in oracle.KINDS:
+            held = self.compiler.policies if kind in ("policies", "clusters") else dict[str, object]()
+            gone = {key for key in held if ("/" in key) == (kind == "policies")}
+            for key in gone | getattr(world, kind).keys():
+                self.take(world, kind, key)
 
     def whole(self) -> int:
         """Writes everything that differs. Returns the number of operations."""
@@ -90,9 +103,7 @@ def judges(world: World, nodes: Iterable[str] = NODES) -> list[NodeJudge]:
     made = []
     for node in nodes:
         judge = NodeJudge(node)
-        for kind in ("namespaces", "pods", "policies"):
-            for key in getattr(world, kind):
-                judge.take(world, kind, key)
+        judge.take_all(world)
         judge.whole()
         made.append(judge)
     return made
@@ -105,12 +116,11 @@ def play(row: table.Row, *, asked: int, traced: int) -> str:
     rng, nodes, every = Random(row.name), judges(table.world()), list(table.probes())
     for world, lines, _ in table.stages(row):
         for node in nodes:
-            for kind in ("namespaces", "pods", "policies"):
-                before = node.compiler.policies.keys() if kind == "policies" else set[str]()
-                for key in set(before) | getattr(world, kind).keys():
-                    node.take(world, kind, key)
+            node.take_all(world)
             node.change()
         for number, probe in enumerate(rng.sample(every, asked)):
+            if world.clusters and probe.src == probe.dst:
+                continue  # such a policy may keep a pod from itself; the random worlds ask that
             family = rng.choice(FAMILIES)
             src, dst = (table.address(key, family) for key in probe[:2])
             truth, first = table.expected(lines, probe), packet(src, dst, probe.protocol, probe.port)

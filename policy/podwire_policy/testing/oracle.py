@@ -18,18 +18,23 @@ Object = dict[str, Any]
 
 @dataclass(slots=True)
 class World:
-    """The objects of a cluster by key: "name" of a Namespace, "namespace/name" of the others."""
+    """The objects of a cluster by key: "namespace/name" of Pods and NetworkPolicies, "name" of the others. clusters:
+    ClusterNetworkPolicies.
+    """
 
     namespaces: dict[str, Object] = field(default_factory=dict)
     pods: dict[str, Object] = field(default_factory=dict)
     policies: dict[str, Object] = field(default_factory=dict)
+    clusters: dict[str, Object] = field(default_factory=dict)
+    nodes: dict[str, Object] = field(default_factory=dict)
+
+
+KINDS = ("namespaces", "nodes", "pods", "policies", "clusters")
 
 
 def allowed(world: World, src: str, dst: str, protocol: str, port: int = 0) -> bool:
     """Whether a packet may pass. protocol: TCP, UDP, SCTP or another word for one without ports."""
     source, target = pod_at(world, src), pod_at(world, dst)
-    if source is not None and source is target:
-        return True  # a pod cannot be kept from itself
     out = source is None or _direction(world, source, target, dst, protocol, port, "Egress", target)
     return out and (target is None or _direction(world, target, source, src, protocol, port, "Ingress", target))
 
@@ -55,6 +60,10 @@ def pod_at(world: World, ip: str) -> Object | None:
 def _direction(
     world: World, pod: Object, other: Object | None, ip: str, protocol: str, port: int, way: str, target: Object | None
 ) -> bool:
+    # "Policy tiers are evaluated in the following order: Admin tier, NetworkPolicy tier, Baseline tier"
+    verdict = _tier(world, "Admin", pod, other, ip, protocol, port, way, target)
+    if verdict in ("Accept", "Deny"):
+        return verdict == "Accept"  # "no further evaluation is done"
     isolated = False
     for policy in world.policies.values():
         if policy["metadata"]["namespace"] != pod["metadata"]["namespace"]:
@@ -74,7 +83,78 @@ def _direction(
             over_it = not ports or any(_is_port(one, protocol, port, target) for one in ports)
             if from_there and over_it:
                 return True  # policies add up: one that allows is enough
-    return not isolated
+    if isolated:
+        # "v1.NetworkPolicy always makes a final decision for selected pods"; it cannot keep a pod from itself
+        return pod is other
+    # "If a given connection wasn't allowed or denied by any of the tiers [...] all pods can communicate"
+    return _tier(world, "Baseline", pod, other, ip, protocol, port, way, target) != "Deny"
+
+
+def _tier(
+    world: World,
+    tier: str,
+    pod: Object,
+    other: Object | None,
+    ip: str,
+    protocol: str,
+    port: int,
+    way: str,
+    target: Object | None,
+) -> str:
+    """What the rules of a tier say: Accept, Deny, Pass, or nothing."""
+    mine = [p for p in world.clusters.values() if p["spec"]["tier"] == tier and _is_subject(world, p["spec"], pod)]
+    # "lower priority values have higher precedence"; who has the same one is in the order of the names here
+    for policy in sorted(mine, key=lambda p: (p["spec"]["priority"], p["metadata"]["name"])):
+        # "a rule that appears at the top [...] would take the highest precedence"
+        for rule in policy["spec"].get(way.lower()) or []:
+            peers = rule["from" if way == "Ingress" else "to"]
+            protocols = rule.get("protocols")
+            over_it = protocols is None or any(_is_protocol(one, protocol, port, target) for one in protocols)
+            if over_it and any(_is_cluster_peer(world, peer, other, ip) for peer in peers):
+                return str(rule["action"])
+    return ""
+
+
+def _is_subject(world: World, spec: Mapping[str, Any], pod: Object) -> bool:
+    return _selects(world, spec["subject"], pod)
+
+
+def _selects(world: World, chosen: Mapping[str, Any], pod: Object) -> bool:
+    namespace = world.namespaces.get(pod["metadata"]["namespace"])
+    if namespace is None:
+        return False
+    labels = namespace["metadata"].get("labels")
+    if "namespaces" in chosen:
+        return _labels_match(chosen["namespaces"], labels)
+    both = chosen["pods"]
+    return _labels_match(both.get("namespaceSelector"), labels) and _labels_match(
+        both.get("podSelector"), pod["metadata"].get("labels")
+    )
+
+
+def _is_cluster_peer(world: World, peer: Mapping[str, Any], other: Object | None, ip: str) -> bool:
+    if "networks" in peer:
+        return any(_in(ip, cidr) for cidr in peer["networks"])
+    if "nodes" in peer:  # "matching on the IPs present in the node.Status.Addresses field of the node"
+        return any(
+            _labels_match(peer["nodes"], node["metadata"].get("labels"))
+            and any(ip_address(one["address"]) == ip_address(ip) for one in node["status"]["addresses"])
+            for node in world.nodes.values()
+        )
+    return other is not None and _selects(world, peer, other)
+
+
+def _is_protocol(given: Mapping[str, Any], protocol: str, port: int, target: Object | None) -> bool:
+    if "destinationNamedPort" in given:
+        return target is not None and port in _numbers(target, given["destinationNamedPort"], protocol)
+    if protocol.lower() not in given:
+        return False
+    wanted = given[protocol.lower()].get("destinationPort")
+    if wanted is None:
+        return True
+    if "number" in wanted:
+        return bool(wanted["number"] == port)
+    return bool(wanted["range"]["start"] <= port <= wanted["range"]["end"])
 
 
 def _types(spec: Mapping[str, Any]) -> list[str]:

@@ -31,9 +31,9 @@ Change = Callable[[World], None]
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """expect: lines "deny SRC DST [PROTOCOL[/PORT]]" or "allow ..."; * is everything, x/* the pods of a Namespace. The
-    last line that fits counts; without one the packet is allowed, and a pod always reaches itself. then: changes, one
-    after another, each with what is expected after it.
+    """policies: NetworkPolicies and ClusterNetworkPolicies. expect: lines "deny SRC DST [PROTOCOL[/PORT]]" or "allow
+    ..."; * is everything, x/* the pods of a Namespace. The last line that fits counts; without one the packet is
+    allowed, and a pod always reaches itself. then: changes, one after another, each with what is expected after it.
     """
 
     name: str
@@ -74,7 +74,7 @@ def world() -> World:
 def stages(row: Row) -> Iterator[tuple[World, tuple[str, ...], Change | None]]:
     """Yields the world of the row before and after each change, with what is expected. The world is one object."""
     made = world()
-    made.policies = {f"{p['metadata']['namespace']}/{p['metadata']['name']}": p for p in row.policies}
+    put(*row.policies)(made)
     yield made, row.expect, None
     for change, expect in row.then:
         change(made)
@@ -90,7 +90,7 @@ def probes() -> Iterator[Probe]:
 
 
 def expected(lines: tuple[str, ...], probe: Probe) -> bool:
-    if probe.src == probe.dst:
+    if probe.src == probe.dst:  # only a ClusterNetworkPolicy keeps a pod from itself, and no row says so
         return True
     verdict = "allow"
     for line in lines:
@@ -157,7 +157,11 @@ def on(subject: Object, key: str = "x/p", **spec: object) -> Object:
 def put(*policies: Object) -> Change:
     def change(made: World) -> None:
         for one in policies:
-            made.policies[f"{one['metadata']['namespace']}/{one['metadata']['name']}"] = one
+            own = one["metadata"]
+            if "namespace" in own:
+                made.policies[f"{own['namespace']}/{own['name']}"] = one
+            else:
+                made.clusters[own["name"]] = one
 
     return change
 
@@ -165,7 +169,7 @@ def put(*policies: Object) -> Change:
 def remove(*keys: str) -> Change:
     def change(made: World) -> None:
         for key in keys:
-            del made.policies[key]
+            del (made.policies if "/" in key else made.clusters)[key]
 
     return change
 

@@ -119,6 +119,50 @@ class Chance:
             spec["policyTypes"] = self.rng.choice((["Ingress"], ["Egress"], ["Ingress", "Egress"]))
         return policy(key, **{"podSelector": self.selector(), **spec})
 
+    def cluster(self, name: str) -> Object:
+        """Returns a ClusterNetworkPolicy."""
+        spec: Object = {
+            "tier": self.rng.choice(("Admin", "Baseline")),
+            "priority": self.rng.choice((0, 5, 5, 1000)),
+            "subject": self.cluster_pods(),
+        }
+        for way, end in (("ingress", "from"), ("egress", "to")):
+            if self.some(0.6):
+                spec[way] = [self.cluster_rule(end) for _ in range(self.rng.randint(1, 3))]
+        return {"metadata": {"name": name}, "spec": spec}
+
+    def cluster_pods(self) -> Object:
+        if self.some(0.5):
+            return {"namespaces": self.space_selector()}
+        return {"pods": {"namespaceSelector": self.space_selector(), "podSelector": self.selector()}}
+
+    def cluster_rule(self, end: str) -> Object:
+        made: Object = {"action": self.rng.choice(("Accept", "Deny", "Pass"))}
+        named = self.some(0.2)
+        made[end] = [self.cluster_peer(end, named) for _ in range(self.rng.randint(1, 2))]
+        if named:
+            made["protocols"] = [{"destinationNamedPort": self.rng.choice(("http", "dns"))}]
+        elif self.some(0.5):
+            made["protocols"] = [self.cluster_port() for _ in range(self.rng.randint(1, 2))]
+        return made
+
+    def cluster_peer(self, end: str, named: bool) -> Object:
+        kind = self.rng.randrange(6)
+        if end == "to" and not named and kind == 0:
+            return {"networks": [self.rng.choice(_BLOCKS)[0] for _ in range(self.rng.randint(1, 2))]}
+        if end == "to" and not named and kind == 1:
+            return {"nodes": self.rng.choice(({}, {"matchLabels": {"role": "edge"}}))}
+        return self.cluster_pods()
+
+    def cluster_port(self) -> Object:
+        protocol, first = self.rng.choice(PROTOCOLS).lower(), self.rng.choice(PORTS)
+        if self.some(0.2):
+            return {protocol: {}}
+        if self.some(0.6):
+            return {protocol: {"destinationPort": {"number": first}}}
+        last = self.rng.choice([p for p in (*PORTS, 65535) if p > first])
+        return {protocol: {"destinationPort": {"range": {"start": first, "end": last}}}}
+
     def pod(self, key: str) -> Object:
         self._number += 1
         ports = [{"name": "http", "containerPort": self.rng.choice((80, 8080))}] if self.some(0.6) else []
@@ -139,11 +183,19 @@ class Chance:
         for index in range(self.rng.randint(1, 4)):
             key = f"{self.rng.choice(SPACES)}/q{index}"
             made.policies[key] = self.policy(key)
+        for index in range(self.rng.choice((0, 1, 3))):
+            made.clusters[f"c{index}"] = self.cluster(f"c{index}")
+        # a Node that is outside here: between machines nobody judges
+        addresses = [{"type": "InternalIP", "address": ip} for ip in (OUTSIDE[0], OUTSIDE[2])]
+        made.nodes["edge"] = {
+            "metadata": {"name": "edge", "labels": {"role": "edge"}},
+            "status": {"addresses": addresses},
+        }
         return made
 
     def change(self, world: World) -> tuple[str, str]:
-        """Changes one object. Returns its kind ("namespaces", "pods" or "policies") and key."""
-        kind = self.rng.choice(("namespaces", "pods", "pods", "pods", "policies", "policies"))
+        """Changes one object. Returns its kind (oracle.KINDS) and key."""
+        kind = self.rng.choice(("namespaces", "nodes", "pods", "pods", "pods", "policies", "policies", "clusters"))
         objects: dict[str, Object] = getattr(world, kind)
         existing = sorted(objects)
         if kind == "namespaces":
@@ -152,6 +204,18 @@ class Chance:
                 del objects[key]
             else:
                 objects[key] = namespace(key, **({"team": "t"} if self.some(0.5) else {}))
+        elif kind == "nodes":
+            key = "edge"
+            if not objects.pop(key, None) or self.some(0.6):
+                labels = {"role": "edge"} if self.some(0.5) else {}
+                held = [{"type": "ExternalIP", "address": self.rng.choice(OUTSIDE)}]
+                objects[key] = {"metadata": {"name": key, "labels": labels}, "status": {"addresses": held}}
+        elif kind == "clusters":
+            key = self.rng.choice(existing) if existing and self.some(0.6) else "c9"
+            if key in objects and self.some(0.4):
+                del objects[key]
+            else:
+                objects[key] = self.cluster(key)
         elif kind == "policies":
             key = self.rng.choice(existing) if existing and self.some(0.6) else f"{self.rng.choice(SPACES)}/q9"
             if key in objects and self.some(0.4):

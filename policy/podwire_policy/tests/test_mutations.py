@@ -70,6 +70,14 @@ FAULTS = [
         "for key in self._by_namespace.get(name, ()):",
         "for key in ():",
     ),
+    ("the greatest priority first", cells, "p.tier), p.priority", "p.tier), -p.priority"),
+    ("Pass accepts", layout, 'onward if step.action == "pass" else allow', "allow"),
+    (
+        "Baseline judges whom a NetworkPolicy allows",
+        layout,
+        "if cell.after is not None:",
+        "if cell.after is not None and not cell.after.steps:",
+    ),
 ]
 # fmt: on
 

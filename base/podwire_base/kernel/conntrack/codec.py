@@ -15,7 +15,8 @@ SUBSYS = 1 << 8  # NFNL_SUBSYS_CTNETLINK
 NEW, GET, DELETE = 0, 1, 2  # IPCTNL_MSG_CT_*
 GROUPS = {"new": 1, "update": 2, "destroy": 3}  # NFNLGRP_CONNTRACK_*
 TUPLE_ORIG, TUPLE_REPLY, STATUS, PROTOINFO, ID, ZONE, FILTER, STATUS_MASK = 1, 2, 3, 4, 12, 18, 25, 26  # CTA_*
-BY_ADDRESS, BY_PROTOCOL, BY_PORT = 0x02, 0x08, 0x20  # CTA_FILTER_FLAG: IP_DST, PROTO_NUM, PROTO_DST_PORT
+# CTA_FILTER_FLAG: IP_SRC, IP_DST, PROTO_NUM, PROTO_DST_PORT
+BY_SOURCE, BY_ADDRESS, BY_PROTOCOL, BY_PORT = 0x01, 0x02, 0x08, 0x20
 SEEN_REPLY, ASSURED = 2, 4  # IPS_*
 SYN_SENT, TIME_WAIT, CLOSE = 1, 7, 8  # TCP_CONNTRACK_*
 TCP, UDP = 6, 17
@@ -80,6 +81,14 @@ def matching(protocol: int, ip: str = "", port: int = 0, *, unanswered: bool = F
     if unanswered:
         body += attr(STATUS, bytes(4)) + attr(STATUS_MASK, SEEN_REPLY.to_bytes(4, "big"))
     return body
+
+
+def sent_by(ip: str, *, answers: bool = False) -> bytes:
+    """Returns the filter of a dump that selects the entries whose first packet this IPv4 address sent. answers: those
+    whose answers it sends, whatever the destination of the first packet was. Read `matching` about older kernels.
+    """
+    tuple_, flags = (TUPLE_REPLY, 2) if answers else (TUPLE_ORIG, 1)  # CTA_FILTER_REPLY_FLAGS, CTA_FILTER_ORIG_FLAGS
+    return nest(tuple_, nest(1, attr(1, packed(ip)))) + nest(FILTER, host_u32(flags, BY_SOURCE))
 
 
 def question(family: Family, body: bytes = b"") -> bytes:

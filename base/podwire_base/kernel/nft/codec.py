@@ -27,6 +27,7 @@ from ..netlink.codec import (
     to_signed,
     to_text,
     u32,
+    u64,
     walk,
 )
 from . import objects as o
@@ -92,7 +93,7 @@ def _set(set_: o.Set, verb: o.Verb, number: int) -> bytes:
     if verb != "add":
         return body  # a flush deletes elements without a list of elements
     flags = (F_INTERVAL if set_.interval else 0) | (F_MAP if set_.data else 0)
-    flags |= F_TIMEOUT | F_EVAL if set_.dynamic else 0
+    flags |= (F_TIMEOUT | F_EVAL if set_.dynamic else 0) | (F_TIMEOUT if set_.timeout else 0)
     body += u32(3, flags) + u32(4, _type_code(set_.key)) + u32(5, set_.key_len)
     if set_.data:
         body += u32(6, _type_code(set_.data))
@@ -102,7 +103,10 @@ def _set(set_: o.Set, verb: o.Verb, number: int) -> bytes:
     order = 1 if set_.key in (("mark",), ("ifname",)) else 2
     if set_.dynamic:
         body += nest(9, u32(1, set_.dynamic))
-    return body + u32(10, number) + attr(13, b"\0\4" + struct.pack("=I", order))
+    body += u32(10, number)
+    if set_.timeout:
+        body += u64(11, set_.timeout * 1000)
+    return body + attr(13, b"\0\4" + struct.pack("=I", order))
 
 
 @lru_cache(maxsize=1 << 12)
@@ -255,6 +259,7 @@ def decode_set(table: o.Table, body: bytes) -> tuple[str, o.Set]:
         _type_names(to_int(got[6])) if 6 in got else (),
         bool(flags & F_INTERVAL),
         to_int(parse(got.get(9, b"")).get(1)) if flags & F_EVAL else 0,
+        to_int(got.get(11)) // 1000,
     )
 
 

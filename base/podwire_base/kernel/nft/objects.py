@@ -70,7 +70,8 @@ class Set:
 
     key, data: datatype names, for example ("ipv4_addr", "inet_proto", "inet_service"); data may be ("verdict",).
     interval: the elements are ranges (see `intervals`); only for keys with one field. dynamic: the greatest number of
-    elements if rules add elements (Update); 0 if only transactions add elements.
+    elements if rules add elements (Update); 0 if only transactions add elements. timeout: seconds until an element that
+    a transaction adds expires; 0: never.
     """
 
     table: Table
@@ -79,6 +80,7 @@ class Set:
     data: tuple[str, ...] = ()
     interval: bool = False
     dynamic: int = 0
+    timeout: int = 0
 
     @property
     def key_len(self) -> int:

@@ -1,0 +1,122 @@
+"""The policy role as a process on a node: ClusterNetworkPolicies of an API that gets the kind later, open flows that a
+policy ends, and what other programs do to its tables.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lab import evidence
+from lab.fakeapi import FakeApi
+from lab.netns import Lab
+from lab.patience import patient, wait_until
+from lab.policyflows import dial
+from lab.policyworld import PolicyWorld, Probe
+from podwire_policy.testing import table
+from podwire_policy.testing.rows_cluster import ALL, X_A, cluster, rule
+
+PODS, NAMESPACES, NODES = "/api/v1/pods", "/api/v1/namespaces", "/api/v1/nodes"
+POLICIES = "/apis/networking.k8s.io/v1/networkpolicies"
+CLUSTERS = "/apis/policy.networking.k8s.io/v1alpha2/clusternetworkpolicies"
+CODE = """
+import pathlib, sys
+from podwire_policy import main
+main.ABSENT = 0.3
+main.run(main.PolicyConfig("n1", sys.argv[1], pathlib.Path(sys.argv[2])))
+"""
+
+
+class Running:
+    """The role on n1, with the pods of the scenario table."""
+
+    name = "policy"
+
+    def __init__(self, world: PolicyWorld, folder: Path) -> None:
+        self.world, self.ns, self.status = world, world.nodes["n1"], folder / "run" / "status" / "policy.json"
+        self.undo = contextlib.ExitStack()
+        self.api = self.undo.enter_context(FakeApi(self.ns))
+        self.api.unknown.add(CLUSTERS)
+        objects = table.world()
+        for path, some in ((PODS, objects.pods), (NAMESPACES, objects.namespaces)):
+            for one in some.values():
+                self.api.put(path, one)
+        (folder / "run").mkdir()
+        command = [sys.executable, "-c", CODE, str(self.api.kubeconfig(folder / "kubeconfig")), str(folder / "run")]
+        self.process = self.ns.popen(command, stderr=subprocess.PIPE)
+        self.undo.callback(self.stop)
+        evidence.tells(self)
+
+    def describe(self) -> str:
+        return self.status.read_text() if self.status.exists() else "no status"
+
+    def said(self) -> dict[str, object]:
+        return dict(json.loads(self.status.read_text())) if self.status.exists() else {"ready": False}
+
+    def stop(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+        self.process.communicate(timeout=patient(30))
+
+    def reach(self, src: str, wanted: bool, what: str, dst: str = "x/a", family: str = "ip") -> None:
+        probe = Probe(table.address(src, family), table.address(dst, family), "TCP", 80)
+        wait_until(lambda: self.world.passed([probe], [wanted]) == [wanted], what, 20)
+
+
+@pytest.fixture(scope="module")
+def role(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    with Lab() as lab:
+        made = Running(PolicyWorld(lab), tmp_path_factory.mktemp("policy"))
+        with made.undo:
+            wait_until(lambda: made.said()["ready"], "the role is ready", 30)
+            yield made
+
+
+def test_an_open_flow_ends_when_a_policy_forbids_it(role: Running) -> None:
+    with contextlib.closing(dial(role.world, "x/c", table.address("x/a", "ip"), "TCP", "ip", 8110)) as flow:
+        assert flow.says("client") and flow.says("server")
+        deny = {**table.on(table.has(pod="a"), policyTypes=["Ingress"]), "kind": "NetworkPolicy"}
+        role.api.put(POLICIES, deny)
+        for end in (flow.server, flow.client):
+            wait_until(lambda end=end: flow.reset(end), "a reset", 20)  # type: ignore[misc]  # bound now
+        role.reach("x/c", False, "isolated")
+        role.api.delete(POLICIES, "p", "x")
+        role.reach("x/c", True, "open again")
+
+
+def test_cluster_policies_count_once_the_api_has_them(role: Running) -> None:
+    deny = cluster("guard", "Admin", 1, X_A, ingress=[rule("Deny", "ingress", ALL)])
+    role.reach("y/a", True, "no policy")
+    role.api.put(CLUSTERS, deny)
+    role.api.unknown.discard(CLUSTERS)
+    role.reach("y/a", False, "denied by the administrator")
+    assert "1 ClusterNetworkPolicies" in str(role.said()["message"])
+    role.api.put(CLUSTERS, {**deny, "spec": {**deny["spec"], "tier": "Later"}})
+    wait_until(lambda: "guard" in str(role.said()["message"]), "the status names the policy", 20)
+    role.api.put(CLUSTERS, deny)
+    role.reach("y/a", False, "denied again")
+    role.api.delete(CLUSTERS, "guard")
+    role.reach("y/a", True, "open again")
+
+
+def test_what_others_do_to_the_tables_is_mended_and_told(role: Running) -> None:
+    deny = {**table.on(table.has(pod="a"), policyTypes=["Ingress"]), "kind": "NetworkPolicy"}
+    role.api.put(POLICIES, deny)
+    role.reach("x/c", False, "isolated")
+    role.ns.run(["nft", "flush", "ruleset"])
+    role.reach("x/c", False, "isolated again")
+    wait_until(lambda: "repairs" in json.dumps(role.said()), "the status tells it", 20)
+    wait_until(lambda: any(one["reason"] == "KernelStateMended" for _, one in role.api.posted), "an Event", 20)
+    role.api.delete(POLICIES, "p", "x")
+    role.reach("x/c", True, "open again")
+
+
+def test_nobody_else_can_ask_the_role(role: Running) -> None:
+    assert os.stat(role.status.parents[1] / "policy.sock").st_mode & 0o777 == 0o600  # of a socket
