@@ -112,10 +112,14 @@ JOBS   ?= 2
 BESIDE  = -n $(JOBS) --dist loadfile --no-loadscope-reorder
 PURE   := base cni controlplane dns observe policy proxy app tools
 
-check: lint test-unprivileged  ## lint, types, and every test that needs no packets (3 minutes)
+# The lint runs beside the tests, which wait at times; what it says stands at the end.
+check: $(VENV)/.installed-dev  ## lint, types, and every test that needs no packets (3 minutes)
+	@said=$$(mktemp); $(MAKE) -s lint >$$said 2>&1 & lint=$$!; trap 'kill $$lint 2>/dev/null; rm -f $$said' EXIT; \
+	failed=0; $(MAKE) -s test-unprivileged || failed=1; \
+	wait $$lint || failed=1; cat $$said; exit $$failed
 
-test: lint       ## `check`, and (as root) the tests with real packets in network namespaces (16 minutes with the installing)
-	@failed=0; $(MAKE) -s test-unprivileged || failed=1; \
+test: $(VENV)/.installed-dev  ## `check`, and (as root) the tests with real packets in network namespaces (16 minutes with the installing)
+	@failed=0; $(MAKE) -s check || failed=1; \
 	if [ "$$(id -u)" = 0 ]; then $(MAKE) -s test-netns || failed=1; \
 	else echo 'not root: the tests with packets (netns-tests) are left out'; fi; \
 	[ $$failed = 0 ] || echo 'failures are above'; exit $$failed

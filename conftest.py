@@ -47,8 +47,15 @@ _PARTS = (
 )
 _TOOK: Counter[str] = Counter()
 
-# Files with 30 seconds of work or more, according to `pytest --durations=0`; the others follow by name.
+# Files with much work (30 seconds with packets, 10 without) by `pytest --durations=0`; the others follow by name.
 _LONGEST = (
+    "dns/podwire_dns/tests/test_survival.py",
+    "proxy/podwire_proxy/tests/test_backends.py",
+    "controlplane/podwire_controlplane/tests/test_driver.py",
+    "policy/podwire_policy/tests/test_mutations.py",
+    "tools/nativebuild/tests/test_build.py",
+    "proxy/podwire_proxy/tests/test_l2.py",
+    "app/podwire/tests/test_deploy.py",
     "netns-tests/test_provision.py",
     "netns-tests/test_proxy_conformance.py",
     "netns-tests/test_proxy_iptables.py",
