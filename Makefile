@@ -146,7 +146,7 @@ test-runtimes: $(VENV)/.installed-dev runtimes  ## containerd and podman of Debi
 
 .PHONY: test-clients
 test-clients: $(VENV)/.installed-dev  ## kubectl and other clients, unmodified, against the API server of a cluster (root, 15 minutes)
-	@$(PYTEST) -m clients netns-tests
+	@PODWIRE_CLIENTS=1 $(PYTEST) -m clients netns-tests
 
 image: $(VENV)/.installed  ## the agent as an OCI image in dist/, without a container engine (root)
 	$(call need,$(TOOLS) mmdebstrap:mmdebstrap)
