@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -342,3 +344,43 @@ def test_names_complete(clusters: Path) -> None:
     assert complete("podwire get --name d") == ["dev"]
     assert complete("podwire down --name p") == ["podwire"]
     assert complete("podwire status --context podwire") == ["podwire"]
+
+
+AS_NOBODY = """set -e
+mount --bind {0}/passwd /etc/passwd
+mount --bind {0}/sudoers /etc/sudoers
+setpriv --reuid 65534 --regid 65534 --clear-groups env HOME={0}/home sudo {1} -c "$SCRIPT" kubeconfig --name dev --merge
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("sudo"), reason="needs root and sudo")
+def test_merging_through_a_real_sudo(clusters: Path) -> None:
+    """sudo itself says who called, and sets HOME as its policy is. Its files are others' in a mount namespace alone."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as made:  # a path that nobody else's user may pass
+        folder = Path(made)
+        folder.chmod(0o755)
+        own = put(folder / "home" / ".kube" / "config", document("other"))
+        own.chmod(0o640)
+        for path in (own, own.parent, own.parent.parent):
+            os.chown(path, 65534, 65534)
+        put(folder / "passwd", f"root:x:0:0:r:/root:/bin/sh\nnobody:x:65534:65534:n:{folder}/home:/bin/sh\n")
+        put(folder / "sudoers", "nobody ALL=(ALL) NOPASSWD: ALL\n").chmod(0o440)
+        patches = "".join(f"{module.__name__}.BASE = Path({str(clusters)!r})\n" for module in (common, merging, config))
+        script = (
+            "from pathlib import Path\n"
+            "import podwire.commands.common, podwire.cluster.merging, podwire.cluster.config\n"
+            f"{patches}from podwire.main import cli\ncli(prog_name='podwire')"
+        )
+        done = subprocess.run(
+            ["unshare", "--mount", "--propagation", "private", "sh", "-c", AS_NOBODY.format(folder, sys.executable)],
+            env={"PATH": os.environ["PATH"], "SCRIPT": script},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0 and f"context podwire-dev is in {own}" in " ".join(done.stdout.split()), done
+        found = own.stat()
+        assert (found.st_uid, found.st_gid, found.st_mode & 0o777) == (65534, 65534, 0o640)
+        rows = yaml.safe_load(own.read_text())
+        assert [row["name"] for row in rows["contexts"]] == ["other", "podwire-dev"]
+        assert not list(own.parent.glob("*.lock"))
