@@ -21,6 +21,7 @@ import errno
 import json
 import os
 import resource
+import select
 import signal
 import socket
 import struct
@@ -55,7 +56,7 @@ MASKED = (
 )  # fmt: skip
 READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
 FILES = (1024, 524_288)  # soft and hard
-LOG_LIMIT = 10 * 1024 * 1024
+LOG_LIMIT, LINE = 10 * 1024 * 1024, 16 * 1024  # LINE: as containerd and CRI-O cut long lines
 libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -285,7 +286,7 @@ def enter(directory: str) -> None:
         raise OSError(f"workingDir {directory!r}: {err.strerror}") from err
 
 
-def become(spec: dict[str, Any], output: int, parent: int) -> None:
+def become(spec: dict[str, Any], stdout: int, stderr: int) -> None:
     """Turn the forked child into the container's first process, pid 1 of a new pid namespace."""
     libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     try:
@@ -296,54 +297,76 @@ def become(spec: dict[str, Any], output: int, parent: int) -> None:
         os.setsid()
         drop_capabilities()
         null = os.open("/dev/null", os.O_RDONLY)
-        for source, target in ((null, 0), (output, 1), (output, 2)):
+        for source, target in ((null, 0), (stdout, 1), (stderr, 2)):
             os.dup2(source, target)
-        output = 2  # closerange() below closes the original descriptor; the copies stay open
+        stderr = 2  # closerange() below closes the original descriptor; the copies stay open
         enter(spec["cwd"])
         os.closerange(3, os.sysconf("SC_OPEN_MAX"))
         ordinary_signals()
         os.execvpe(spec["command"][0], spec["command"], spec["env"])
     except FileNotFoundError as err:
         message = f"exec: {spec['command'][0]!r}: no such file" if "mount" not in str(err) else str(err)
-        os.write(output, f"podwire: {message}\n".encode())
+        os.write(stderr, f"podwire: {message}\n".encode())
         os._exit(127)
     except OSError as err:
-        os.write(output, f"podwire: cannot start the container: {err}\n".encode())
+        os.write(stderr, f"podwire: cannot start the container: {err}\n".encode())
         os._exit(126)
 
 
-def copy_log(source: int, path: str) -> None:
-    """Copy output to a log in CRI format (`time stream F text`). Rotate the log at LOG_LIMIT bytes and keep one old
-    file.
+def records(held: bytes, data: bytes, end: bool) -> tuple[bytes, list[tuple[bytes, bytes]]]:
+    """Return (what waits for the end of its line, (tag, text) of what does not). A line of more than LINE bytes becomes
+    several records: all but the last have the tag P (the kubelet's log format).
     """
-    file, rest = open(path, "ab", buffering=0), b""
+    *lines, rest = (held + data).split(b"\n")
+    found = []
+    for line in lines:
+        *parts, last = [line[at : at + LINE] for at in range(0, len(line), LINE)] or [b""]
+        found += [*((b"P", part) for part in parts), (b"F", last)]
+    while len(rest) > LINE:
+        found.append((b"P", rest[:LINE]))
+        rest = rest[LINE:]
+    if end and rest:
+        found.append((b"F", rest))
+    return rest, found
+
+
+def copy_log(sources: dict[int, str], path: str) -> None:
+    """Copy output to a log in CRI format (`time stream tag text`) until every source has ended. Rotate the log at
+    LOG_LIMIT bytes and keep one old file. sources: descriptor -> name of the stream.
+    """
+    file, held = open(path, "ab", buffering=0), dict.fromkeys(sources, b"")
     size = os.fstat(file.fileno()).st_size  # an earlier run of the container wrote it
-    while chunk := os.read(source, 65536):
-        *lines, rest = (rest + chunk).split(b"\n")
-        if len(rest) > 65536:
-            lines, rest = [*lines, rest], b""
-        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime()).encode() + b".%09dZ" % (time.time_ns() % 10**9)
-        text = b"".join(stamp + b" stdout F " + line + b"\n" for line in lines)
-        size += file.write(text) or 0
-        if size > LOG_LIMIT:
-            file.close()
-            os.rename(path, path + ".1")
-            file, size = open(path, "ab", buffering=0), 0
-    if rest:
-        file.write(time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()).encode() + b" stdout F " + rest + b"\n")
+    poll = select.poll()
+    for source in sources:
+        poll.register(source, select.POLLIN)
+    while held:
+        for source, _ in poll.poll():
+            chunk = os.read(source, 65536)
+            held[source], found = records(held[source], chunk, not chunk)
+            if not chunk:
+                poll.unregister(source)
+                del held[source]
+            stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime()) + f".{time.time_ns() % 10**9:09}Z"
+            head = f"{stamp} {sources[source]} ".encode()
+            size += file.write(b"".join(head + tag + b" " + text + b"\n" for tag, text in found)) or 0
+            if size > LOG_LIMIT:
+                file.close()
+                os.rename(path, path + ".1")
+                file, size = open(path, "ab", buffering=0), 0
+    file.close()
 
 
 def container(spec: dict[str, Any]) -> None:
     os.setsid()
     join(spec["pause"])
     check(libc.unshare(NEWPID), "unshare")
-    out, into = os.pipe()
+    pipes = {"stdout": os.pipe(), "stderr": os.pipe()}
     confined, setting_up = os.pipe()  # the child closes its end when nothing is left to do but exec
     child = os.fork()
     if child == 0:
-        os.close(out)
-        become(spec, into, os.getppid())
-    os.close(into)
+        become(spec, pipes["stdout"][1], pipes["stderr"][1])
+    for _, into in pipes.values():
+        os.close(into)
     os.close(setting_up)
     os.read(confined, 1)  # before that, a command that enters the child would be in the machine's root
     os.close(confined)
@@ -358,7 +381,7 @@ def container(spec: dict[str, Any]) -> None:
             "since": time.time(),
         },
     )
-    copy_log(out, spec["log"])
+    copy_log({out: stream for stream, (out, _) in pipes.items()}, spec["log"])
     _, status = os.waitpid(child, 0)
     code = os.waitstatus_to_exitcode(status)
     write(spec["exit"], {"code": code if code >= 0 else 128 - code, "signal": max(0, -code), "finished": time.time()})

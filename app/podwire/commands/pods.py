@@ -9,7 +9,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -154,8 +154,18 @@ def node(node: str, command: tuple[str, ...], cluster: str | None) -> None:
     become(argv, {**os.environ, "KUBECONFIG": str(config.node_dir(node) / "kubeconfig"), "NODE_NAME": node})
 
 
-def _text(line: str) -> str:
-    return line.split(" ", 3)[-1].rstrip("\n")
+def _joined(lines: Iterable[str], held: dict[str, str]) -> Iterator[str]:
+    """Yield the texts of log records (`time stream tag text`). held: stream -> the parts of a long line (tag P) whose
+    end is to come.
+    """
+    for line in lines:
+        words = line.rstrip("\n").split(" ", 3)
+        stream = words[1] if len(words) == 4 else ""
+        text = held.pop(stream, "") + words[-1]
+        if stream and words[2] == "P":
+            held[stream] = text
+        else:
+            yield text
 
 
 def log_lines(paths: list[Path], follow: bool, tail: int | None = None) -> Iterator[tuple[int, str]]:
@@ -167,13 +177,13 @@ def log_lines(paths: list[Path], follow: bool, tail: int | None = None) -> Itera
         for number, path in enumerate(paths):
             with contextlib.suppress(FileNotFoundError):
                 files.append((number, stack.enter_context(path.open(errors="replace"))))
+        parts: dict[int, dict[str, str]] = {number: {} for number, _ in files}
         for number, file in files:
-            lines = file.readlines()
-            yield from ((number, _text(line)) for line in lines[max(0, len(lines) - tail) if tail is not None else 0 :])
+            lines = list(_joined(file, parts[number]))
+            yield from ((number, line) for line in lines[max(0, len(lines) - tail) if tail is not None else 0 :])
         while follow:
             for number, file in files:
-                while line := file.readline():
-                    yield number, _text(line)
+                yield from ((number, line) for line in _joined(iter(file.readline, ""), parts[number]))
             time.sleep(0.1)
 
 

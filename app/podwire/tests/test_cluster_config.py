@@ -141,6 +141,17 @@ def test_the_last_lines_of_a_log_come_once(tmp_path: Path) -> None:
     assert lines(file, tail=99) == lines(file)
     assert lines(tmp_path / "none") == []
     assert lines(tmp_path / "none", other, file, tail=1) == [(1, "of another"), (2, "line 4")]
+    rows = (
+        "stdout P one ",
+        "stderr P a",
+        "stdout P and ",
+        "stderr F b",
+        "stdout F two",
+        "stdout F three",
+        "stdout P cut",
+    )
+    file.write_text("".join(f"2026-01-01T00:00:00Z {row}\n" for row in rows))
+    assert lines(file) == [(0, "ab"), (0, "one and two"), (0, "three")]
 
 
 def test_up_knows_the_proxys_backends() -> None:

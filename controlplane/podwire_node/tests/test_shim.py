@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from podwire_base.patience import patient
 from podwire_node import shim
@@ -20,7 +22,7 @@ def copied(path: Path, data: bytes) -> None:
     reader, writer = os.pipe()
     os.write(writer, data)
     os.close(writer)
-    shim.copy_log(reader, str(path))
+    shim.copy_log({reader: "stdout"}, str(path))
     os.close(reader)
 
 
@@ -33,6 +35,39 @@ def test_the_log_of_a_container_that_restarts_stays_bounded(tmp_path: Path, monk
     assert path.stat().st_size < 2300
     assert (tmp_path / "log.1").stat().st_size < 2300
     assert path.read_text().splitlines()[-1].endswith("run 49") or path.read_text() == ""
+
+
+def test_each_stream_has_its_name_and_long_lines_are_parts(tmp_path: Path) -> None:
+    """stderr was logged as stdout, and a long line became several whole ones."""
+    pipes = {name: os.pipe() for name in ("stdout", "stderr")}
+    long = b"x" * (2 * shim.LINE + 5)
+    for name, text in (("stdout", b"one\n" + long + b"\n\n"), ("stderr", b"no end")):
+        os.set_blocking(pipes[name][1], False)
+        assert os.write(pipes[name][1], text) == len(text)
+        os.close(pipes[name][1])
+    shim.copy_log({out: name for name, (out, _) in pipes.items()}, str(tmp_path / "log"))
+    rows = [line.split(" ", 3)[1:] for line in (tmp_path / "log").read_text().split("\n")[:-1]]
+    assert [row for row in rows if row[0] == "stderr"] == [["stderr", "F", "no end"]]
+    out = [(tag, text) for stream, tag, text in rows if stream == "stdout"]
+    assert [tag for tag, _ in out] == ["F", "P", "P", "F", "F"]
+    assert out[0][1] == "one" and "".join(text for _, text in out[1:4]).encode() == long and out[4][1] == ""
+
+
+@given(st.lists(st.binary(max_size=60), max_size=8), st.integers(1, 9))
+def test_records_hold_every_byte_in_order(chunks: list[bytes], line: int) -> None:
+    before, shim.LINE = shim.LINE, line
+    try:
+        held, found = b"", []
+        for chunk in chunks:
+            held, more = shim.records(held, chunk, False)
+            found += more
+        found += shim.records(held, b"", True)[1]
+    finally:
+        shim.LINE = before
+    whole = b"".join(chunks)
+    said = b"".join(text + (b"\n" if tag == b"F" else b"") for tag, text in found)
+    assert said == whole + (b"" if whole.endswith(b"\n") or not whole else b"\n")
+    assert all(len(text) <= line and b"\n" not in text for _, text in found)
 
 
 AGENT = """
