@@ -1,6 +1,7 @@
-"""kubectl, unmodified, against the API server of a running cluster: what each command says and does.
+"""kubectl and Helm, unmodified, against the API server of a running cluster: what each command says and does.
 
-The commands stand in clients/kubectl, a file for each group. `make test-clients` runs all of them with every version.
+The commands stand in clients/kubectl and clients/helm, a file for each group. `make test-clients` runs all of them with
+every version.
 """
 
 from __future__ import annotations
@@ -32,13 +33,14 @@ def lab() -> Iterator[DemoLab]:
 
 
 class Shell:
-    """A folder with the manifests, and an environment whose kubectl is of one version and works in one namespace."""
+    """A folder with the manifests, and an environment with programs of one version, which work in one namespace."""
 
-    def __init__(self, folder: Path, lab: DemoLab, program: Path, space: str) -> None:
+    def __init__(self, folder: Path, lab: DemoLab, programs: tuple[Path, ...], space: str) -> None:
         self.folder, self.space = folder / "files", space
         shutil.copytree(HERE / "files", self.folder)
         (folder / "bin").mkdir()
-        (folder / "bin/kubectl").symlink_to(program)
+        for program in programs:
+            (folder / "bin" / program.name).symlink_to(program)
         shutil.copyfile(lab.config.kubeconfig, folder / "kubeconfig")
         self.environment = {
             **os.environ,
@@ -55,6 +57,17 @@ class Shell:
         assert done.returncode == 0, done.stderr
 
 
+def played(name: str, version: str, shell: Shell) -> None:
+    """Play a transcript in a namespace that is made for it."""
+    steps = transcripts.parse((HERE / name).read_text())
+    shell.kubectl("create", "namespace", shell.space)
+    try:
+        shell.kubectl("config", "set-context", "--current", "--namespace", shell.space)
+        assert transcripts.play(steps, version, shell.folder, shell.environment) > 0
+    finally:
+        shell.kubectl("delete", "namespace", shell.space, "--wait=false")
+
+
 def rows() -> list[object]:
     return [
         pytest.param(version, group, id=f"{version}-{group}", marks=() if small else BIG)
@@ -67,14 +80,15 @@ def rows() -> list[object]:
 @pytest.mark.parametrize(("version", "group"), rows())
 def test_kubectl_says_and_does_what_it_should(version: str, group: str, lab: DemoLab, tmp_path: Path) -> None:
     program = clients.fetched(clients.KUBECTL[version])
-    steps = transcripts.parse((HERE / f"kubectl/{group}.txt").read_text())
-    shell = Shell(tmp_path, lab, program, f"{group}-{version.replace('.', '-')}")
-    shell.kubectl("create", "namespace", shell.space)
-    try:
-        shell.kubectl("config", "set-context", "--current", "--namespace", shell.space)
-        transcripts.play(steps, version, shell.folder, shell.environment)
-    finally:
-        shell.kubectl("delete", "namespace", shell.space, "--wait=false")
+    played(f"kubectl/{group}.txt", version, Shell(tmp_path, lab, (program,), f"{group}-{version.replace('.', '-')}"))
+
+
+@pytest.mark.clients
+@pytest.mark.long
+@pytest.mark.parametrize("version", clients.HELM)
+def test_helm_keeps_releases(version: str, lab: DemoLab, tmp_path: Path) -> None:
+    programs = (clients.fetched(clients.HELM[version]), clients.fetched(clients.KUBECTL[NEWEST]))
+    played("helm/release.txt", version, Shell(tmp_path, lab, programs, f"helm-{version.replace('.', '-')}"))
 
 
 def test_the_table_is_long_enough() -> None:
