@@ -29,9 +29,9 @@ POLICIES = "/apis/networking.k8s.io/v1/networkpolicies"
 CLUSTERS = "/apis/policy.networking.k8s.io/v1alpha2/clusternetworkpolicies"
 CODE = """
 import pathlib, sys
-from podwire_policy import main
+from podwire_policy import config, main
 main.ABSENT = 0.3
-main.run(main.PolicyConfig("n1", sys.argv[1], pathlib.Path(sys.argv[2])))
+main.run(config.PolicyConfig("n1", sys.argv[1], pathlib.Path(sys.argv[2])))
 """
 
 

@@ -180,10 +180,16 @@ def _dns_server(config: AgentConfig) -> None:
     run(dns_config(config))  # type: ignore[arg-type]  # as above
 
 
-def _policy(config: AgentConfig) -> None:
-    from podwire_policy.main import PolicyConfig, run
+def policy_config(config: AgentConfig) -> object:
+    from podwire_policy.config import PolicyConfig
 
-    run(PolicyConfig(config.node_name, config.kubeconfig, config.run_dir))
+    return override(PolicyConfig(config.node_name, config.kubeconfig, config.run_dir), "policy", config.sets)
+
+
+def _policy(config: AgentConfig) -> None:
+    from podwire_policy.main import run
+
+    run(policy_config(config))  # type: ignore[arg-type]  # kept as object so that the import stays inside
 
 
 def observe_config(config: AgentConfig) -> object:
@@ -310,6 +316,7 @@ def check(config: AgentConfig) -> None:
         lb_config(config)
     if config.pods:
         observe_config(config)
+        policy_config(config)
     if "dns" in config.roles:
         dns = dns_config(config)
         assert isinstance(dns, DnsConfig)

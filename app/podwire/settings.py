@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 PREFIX = "PODWIRE_"
 ROLES = ("wiring", "proxy", "dns", "lb")
-SETTABLE = (*ROLES, "observe")  # whose fields `set` may set
+SETTABLE = (*ROLES, "observe", "policy")  # whose fields `set` may set
 JOINED = "podwire.io/joined"  # the mark in kubeconfigs of `podwire join`: the agent renews their certificates
 _WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 

@@ -6,10 +6,8 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
-from pathlib import Path
 from typing import Any
 
 from podwire_base.kube import meta
@@ -28,6 +26,7 @@ from . import apply, convert, convertcluster, cut
 from .claims import Claims
 from .compiled import Delta
 from .compiler import Compiler
+from .config import PolicyConfig
 from .cutter import Cutter
 from .model import Policy
 
@@ -39,18 +38,6 @@ CLUSTER_POLICIES = "/apis/policy.networking.k8s.io/v1alpha2/clusternetworkpolici
 ABSENT = 30.0  # seconds until it is looked again whether the API has ClusterNetworkPolicies
 TOLD = 5  # ended flows that one line of the log names
 RETRY = 1.0  # seconds until everything is compared again after a failure
-
-
-@dataclass(frozen=True)
-class PolicyConfig:
-    """The settings of the role. kubeconfig None: in-cluster. cut_flows: open flows that a change of policies forbids
-    end at once.
-    """
-
-    node_name: str
-    kubeconfig: str | None
-    run_dir: Path
-    cut_flows: bool = True
 
 
 class Role:

@@ -16,6 +16,7 @@ from podwire.settings import BadSetting
 from podwire_cni.agent import WiringConfig
 from podwire_dns.config import DnsConfig
 from podwire_dns.sources import Sources
+from podwire_policy.config import PolicyConfig
 from podwire_proxy.config import ProxyConfig
 
 
@@ -196,6 +197,17 @@ def test_what_a_role_itself_refuses_is_told_as_a_setting(tmp_path: Path) -> None
     config = _config(tmp_path, sets=settings.assignments(["wiring.mtu=12"]))
     with pytest.raises(BadSetting, match=r"^set: wiring\.mtu: 12 is neither 0 nor from 68"):
         agent.wiring_config(config)
+
+
+@pytest.mark.parametrize(("text", "cuts"), [("policy.cut_flows=false", False), ("wiring.mtu=1400", True)])
+def test_open_flows_may_go_on_under_policies(tmp_path: Path, text: str, cuts: bool) -> None:
+    made = agent.policy_config(_config(tmp_path, sets=settings.assignments([text])))
+    assert isinstance(made, PolicyConfig) and made.cut_flows is cuts
+
+
+def test_a_field_that_the_policy_role_does_not_have_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadSetting, match=r"policy\.cut"):
+        agent.policy_config(_config(tmp_path, sets=settings.assignments(["policy.cut=false"])))
 
 
 def test_roles_that_are_not_chosen_do_not_run(tmp_path: Path) -> None:
