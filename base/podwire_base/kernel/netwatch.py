@@ -19,12 +19,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import errno
 import socket
 import struct
 from collections.abc import Iterable
 
-from .netlink.socket import ROUTE, open_socket
+from .netlink.socket import ROUTE, open_socket, waiting
 
 # multicast groups: LINK, IPV4_IFADDR, IPV4_ROUTE, IPV6_IFADDR, IPV6_ROUTE
 GROUPS = (1, 5, 7, 9, 11)
@@ -98,15 +97,9 @@ class NetWatch:
     def changed(self) -> bool:
         """Read everything that came. Returns whether anything did, or was lost."""
         found = False
-        while True:
-            try:
-                self._sock.recv(1 << 16)
-            except BlockingIOError:
-                return found
-            except OSError as err:
-                if err.errno != errno.ENOBUFS:
-                    raise
+        for _ in waiting(self._sock):
             found = True
+        return found
 
     def _attach(self) -> None:
         attach_filter(self._sock, program(self._links, self._uplink, self._protocol))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Collection, Iterator, Sequence
+from itertools import islice
 from typing import NamedTuple, Self
 
 from ..ip import Family
 from ..netlink.codec import DUMP, NetlinkError, message, split
-from ..netlink.socket import MANY_ANSWERS, NETFILTER, ROOM, Netlink, open_socket
+from ..netlink.socket import MANY_ANSWERS, NETFILTER, Netlink, open_socket, waiting
 from . import codec
 from .codec import Event, Flow, Kind
 
@@ -94,14 +95,8 @@ class Events:
         readable. Raises OSError.
         """
         events, overruns = list[Event](), 0
-        for _ in range(AT_A_LOOK):
-            try:
-                data = self._sock.recv(ROOM)
-            except BlockingIOError:
-                break
-            except OSError as err:
-                if err.errno != errno.ENOBUFS:
-                    raise
+        for data in islice(waiting(self._sock), AT_A_LOOK):
+            if data is None:
                 overruns += 1
                 continue
             for kind, flags, _, _, body in split(data):

@@ -57,6 +57,21 @@ def open_socket(protocol: int, ns_fd: int | None = None, *, room: int = 0, group
     return within(ns_fd, make)
 
 
+def waiting(sock: socket.socket) -> Iterator[bytes | None]:
+    """Yields the datagrams that wait on a non-blocking socket, and None where the kernel dropped some (ENOBUFS)."""
+    while True:
+        try:
+            data = sock.recv(ROOM)
+        except BlockingIOError:
+            return
+        except OSError as err:
+            if err.errno != errno.ENOBUFS:
+                raise
+            yield None
+        else:
+            yield data
+
+
 class Netlink:
     """One netlink socket. It is not thread-safe. Every method may raise OSError, or NetlinkError if the kernel refuses
     a request.

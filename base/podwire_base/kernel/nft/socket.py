@@ -23,7 +23,7 @@ from ..netlink.codec import (
     to_int,
     to_text,
 )
-from ..netlink.socket import MANY_ANSWERS, NETFILTER, ROOM, SO_SNDBUFFORCE, Netlink, open_socket
+from ..netlink.socket import MANY_ANSWERS, NETFILTER, ROOM, SO_SNDBUFFORCE, Netlink, open_socket, waiting
 from ..netwatch import Step, attach_filter
 from . import anytable, codec
 from . import objects as o
@@ -313,17 +313,13 @@ class Watcher:
         kernel dropped notifications.
         """
         foreign = False
-        while True:
-            try:
-                data = self._sock.recv(1 << 18)
-            except BlockingIOError:
-                return foreign
-            except OSError as err:
-                if err.errno != errnos.ENOBUFS:
-                    raise
-                foreign = True
-                continue
-            foreign = foreign or any(self._is_foreign(kind, pid, body) for kind, _, _, pid, body in split(data))
+        for data in waiting(self._sock):
+            foreign = (
+                foreign
+                or data is None
+                or any(self._is_foreign(kind, pid, body) for kind, _, _, pid, body in split(data))
+            )
+        return foreign
 
     def _is_foreign(self, kind: int, pid: int, body: bytes) -> bool:
         if kind >> 8 != codec.SUBSYS >> 8 or kind & 0xFF == codec.NEWGEN or pid == self.ours or len(body) < 4:
@@ -357,14 +353,9 @@ class Commits:
 
     def changed(self) -> bool:
         """Read all waiting notifications. Returns False: which table was changed is not known."""
-        while True:
-            try:
-                self._sock.recv(ROOM)
-            except BlockingIOError:
-                return False
-            except OSError as err:
-                if err.errno != errnos.ENOBUFS:
-                    raise
+        for _ in waiting(self._sock):
+            pass
+        return False
 
 
 def commits_of_others(ours: int) -> list[Step]:
