@@ -286,15 +286,22 @@ async def _drain(api: ApiClient, wanted: tuple[str, ...], running: list[str], fo
 async def _evict(api: ApiClient, path: str, pod: Object, end: float) -> None:
     """Evict a pod, and ask again while a PodDisruptionBudget does not allow it. end: by time.monotonic."""
     body = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": name(pod), "namespace": namespace(pod)}}
+    told = False
     while True:
         try:
             await api.create(f"{path}/eviction", body)
         except Refused as error:
             if error.code == 404:
                 return
+            if error.code == 429 and not told:
+                told = True
+                err.print(f"  waiting for a PodDisruptionBudget that keeps {key(pod)}", style="dim")
             if error.code != 429 or time.monotonic() > end:
                 why = "; ".join(c.get("message", "") for c in (error.body.get("details") or {}).get("causes") or [])
-                raise Failed(f"pod {key(pod)} cannot be evicted: {why or error}; --force deletes it") from error
+                raise Failed(
+                    f"pod {key(pod)} cannot be evicted: {why or error}; --force deletes it. The node stays cordoned: "
+                    f"`podwire nodes uncordon {pod['spec'].get('nodeName', 'NODE')}`"
+                ) from error
             await asyncio.sleep(0.5)
             continue
         return

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from podwire.cluster import config, members, record
 from podwire.cluster.config import BadConfig, ClusterConfig, parse
 from podwire.cluster.members import CannotChange, added, change, with_nodes, with_stopped
-from podwire.commands.nodes import rows
+from podwire.commands.common import Failed
+from podwire.commands.nodes import _drain, rows
+from podwire.main import cli
+from podwire_base.kube.client.config import load
+from podwire_base.kube.client.http import ApiClient
 from podwire_base.kube.meta import Object
 from podwire_cni.kernel import known_netns
+from podwire_controlplane.testing.servers import Server
 
 TWO = ClusterConfig(nodes=2)
 
@@ -70,3 +77,44 @@ def test_a_directory_stands_for_its_namespaces(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     found = set(known_netns([str(tmp_path), str(tmp_path / "none")]).values())
     assert found - {"/proc/1/ns/net"} == {str(tmp_path / "a"), str(tmp_path / "b")}
+
+
+OBJECTS = """
+{apiVersion: v1, kind: Node, metadata: {name: n1}}
+---
+{apiVersion: policy/v1, kind: PodDisruptionBudget, metadata: {name: one}, spec: {minAvailable: 1,
+  selector: {matchLabels: {app: web}}}}
+---
+apiVersion: v1
+kind: Pod
+metadata:
+  name: web
+  labels: {app: web}
+  ownerReferences: [{apiVersion: apps/v1, kind: ReplicaSet, name: web, uid: u, controller: true}]
+spec: {nodeName: n1, containers: [{name: c, image: i}]}
+"""
+
+
+def test_a_node_is_drained_when_the_budgets_allow_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`nodes rm` asks by eviction: a budget holds a pod, and what keeps it, and the node's state, are told."""
+
+    async def drain(seconds: float) -> None:
+        async with ApiClient(load(str(kubeconfig))) as api:
+            await _drain(api, ("n1",), [], False, seconds)
+
+    async def run_the_pod() -> None:  # a pod that is not ready counts for no budget
+        status = {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}
+        path = "/api/v1/namespaces/default/pods/web/status"
+        async with ApiClient(load(str(kubeconfig))) as api:
+            await api.patch(path, {"status": status}, "application/merge-patch+json")
+
+    with Server() as server:
+        kubeconfig = server.kubeconfig(tmp_path / "k")
+        env = {"KUBECONFIG": str(kubeconfig)}
+        assert CliRunner().invoke(cli, ["apply", "-f", "-"], input=OBJECTS, env=env).exit_code == 0
+        asyncio.run(run_the_pod())
+        with pytest.raises(Failed, match=r"pod default/web cannot be evicted: .*budget.*`podwire nodes uncordon n1`"):
+            asyncio.run(drain(0.2))
+        assert "waiting for a PodDisruptionBudget that keeps default/web" in " ".join(capsys.readouterr().err.split())
+        assert CliRunner().invoke(cli, ["delete", "poddisruptionbudget", "one"], env=env).exit_code == 0
+        asyncio.run(drain(5))
