@@ -293,7 +293,6 @@ ROLE_HALF = [
         _constant("%Y-%m-%dT%H:%M:%SZ"),
         {"base/podwire_base/kube/times.py": 1},
         'now.strftime("%Y-%m-%dT%H:%M:%SZ")',
-        {SHIM: "it runs alone, without this package (python -ISE), and starts in milliseconds"},
     ),
     Once(
         "the title of a process",
