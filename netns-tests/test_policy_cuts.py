@@ -21,6 +21,7 @@ from podwire_policy.testing.oracle import Object
 
 SERVICE = {"ip": "10.96.0.80", "ip6": "fd00:96::80"}
 FROM_B = table.on(table.has(pod="a"), policyTypes=["Ingress"], ingress=[table.frm(table.pods(table.has(pod="b")))])
+LOST = 0.2  # seconds, for a word that must not arrive
 TO_NOBODY = table.on(table.has(pod="c"), policyTypes=["Egress"])
 
 
@@ -86,13 +87,13 @@ def test_a_flow_that_a_policy_forbids_ends(
         assert all(one.says(who) for one in (flow, stays) for who in ("client", "server"))
         assert apply(world, cutters, policy) == 1
         if speaks != "nobody":
-            assert not flow.says(speaks)
+            assert not flow.says(speaks, LOST)
         if kind == "TCP":
             same_node = client == "x/c"
             told = (flow.server, flow.client) if same_node or speaks == "client" else (flow.server,)
             for end in told:
                 wait_until(lambda end=end: flow.reset(end), "a reset")  # type: ignore[misc]  # bound now
-        assert not any(flow.says(who) for who in ("server", "client", "server"))
+        assert not any(flow.says(who, LOST) for who in ("server", "client", "server"))
         assert all(stays.says(who) for who in ("client", "server")), "harm to an allowed flow"
 
 
@@ -101,6 +102,6 @@ def test_a_flow_that_egress_forbids_ends_and_one_that_is_allowed_again_goes_on(w
     cutters = fresh(world)
     with contextlib.closing(dial(world, "x/c", table.address("x/a", "ip"), "UDP", "ip", 8102)) as flow:
         assert apply(world, cutters, TO_NOBODY) == 1
-        assert not flow.says("client") and not flow.says("server")
+        assert not flow.says("client", LOST) and not flow.says("server", LOST)
         assert apply(world, cutters) == 0
         assert flow.says("client") and flow.says("server"), "no element of the cut is left"

@@ -23,15 +23,15 @@ class Open:
         self.client.close()
         self.server.close()
 
-    def says(self, who: str) -> bool:
-        """Whether a word arrives at the other end."""
+    def says(self, who: str, seconds: float = 10) -> bool:
+        """Whether a word arrives at the other end. seconds: until it counts as lost."""
         sender, reader = (self.client, self.server) if who == "client" else (self.server, self.client)
         try:
             if who == "server" and self.peer is not None:
                 sender.sendto(b"word", self.peer)
             else:
                 sender.send(b"word")
-            reader.settimeout(0.3)
+            reader.settimeout(seconds)
             return reader.recv(16) == b"word"
         except (TimeoutError, OSError):
             return False

@@ -270,7 +270,7 @@ class PolicyWorld:
                 return all(seen(at) for at, wanted in enumerate(expected) if wanted)
 
             with contextlib.suppress(AssertionError):  # the answer says which did not come
-                wait_until(all_there, "the probes arrive", 3)
+                wait_until(all_there, "the probes arrive", 15)
             self._sentinels()
             all_there()
             return [seen(at) for at in range(len(probes))]
