@@ -219,7 +219,7 @@ class Role:
             self.off = sysctls.ensure(self.config.run_dir)
         self._addresses()
         self.look()
-        server = await listen(self.server, self.config.run_dir / SOCKET)
+        server = listen(self.server, self.config.run_dir / SOCKET)
         try:
             async with asyncio.TaskGroup() as group:
                 informers = self._informers(api)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from podwire_base.role import logs
+from podwire_base.role import accept, logs, unixsocket
 
 from . import query
 from .fold import Fold
@@ -151,10 +151,6 @@ async def _send(writer: asyncio.StreamWriter, lines: Iterable[Line]) -> None:
     await writer.drain()
 
 
-async def listen(server: Server, path: Path) -> asyncio.Server:
+def listen(server: Server, path: Path) -> accept.Acceptor:
     """Opens the socket. Raises OSError."""
-    path.unlink(missing_ok=True)
-    opened = await asyncio.start_unix_server(server.serve, path, limit=1 << 20, start_serving=False)
-    path.chmod(0o600)
-    await opened.start_serving()
-    return opened
+    return accept.streams(unixsocket.listen(path), server.serve)

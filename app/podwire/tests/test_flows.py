@@ -60,7 +60,7 @@ def nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str,
         servers = []
         for name, fold in folds.items():
             (tmp_path / name).mkdir()
-            servers.append(await listen(Server(fold, "always"), tmp_path / name / SOCKET))
+            servers.append(listen(Server(fold, "always"), tmp_path / name / SOCKET))
         ready.set()
         while not stop.is_set():
             await asyncio.sleep(0.01)

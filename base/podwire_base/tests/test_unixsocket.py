@@ -55,7 +55,7 @@ def test_a_path_that_cannot_be_bound_leaves_nothing(tmp_path: Path) -> None:
 
 def test_no_role_binds_a_unix_socket_by_itself() -> None:
     """One place sets the mode. A program that stands for another one's socket in tests is none of ours."""
-    rooms = ("app", "base", "cni", "controlplane", "dns", "policy", "proxy")
+    rooms = ("app", "base", "cni", "controlplane", "dns", "observe", "policy", "proxy")
     makes = re.compile(r"start_unix_server\(|create_unix_server\(|\.bind\(str\(")
     found = [
         str(file.relative_to(ROOT))

@@ -31,8 +31,12 @@ def filled() -> Fold:
 def served(tmp_path: Path, work: Callable[[Server, Path], Coroutine[Any, Any, None]]) -> None:
     async def body() -> None:
         server, path = Server(filled(), "always"), tmp_path / "s"
-        async with asyncio.timeout(20), await listen(server, path):
-            await work(server, path)
+        listening = listen(server, path)
+        try:
+            async with asyncio.timeout(20):
+                await work(server, path)
+        finally:
+            listening.close()
 
     asyncio.run(body())
 
