@@ -133,6 +133,21 @@ def test_who_does_not_answer_is_told(lab: DemoLab) -> None:
     assert (one["protocol"], one["bytes"]) == ("udp", 33)
 
 
+@pytest.mark.parametrize(("to", "reason"), [(80, "no-endpoints"), (81, "wrong-port")])
+@pytest.mark.parametrize("udp", [False, True])
+def test_what_a_rule_refuses_is_told_with_its_reason(lab: DemoLab, to: int, reason: str, udp: bool) -> None:
+    first, *_ = pods(lab)
+    port, address = free_port(first), lab.cluster_ip("lonely" if to == 80 else "my-loadbalancer")
+    if udp and to == 80:
+        reason = "wrong-port"  # the Service has TCP alone
+    send(first, port, address, to, b"x", udp=udp)
+    (one,) = wait_for(lambda: of_port(lab, port), 5)
+    assert (one["verdict"], one["reason"], one["source"]["name"]) == ("refused", reason, first.name)
+    assert (one["ip"], one["port"], one["protocol"]) == (address, to, "udp" if udp else "tcp")
+    if reason == "no-endpoints":
+        assert one["service"]["name"] == "lonely"
+
+
 def test_the_nodes_probes_are_shown_only_if_asked_for(lab: DemoLab) -> None:
     wait_for(lambda: [one for one in told(lab, "--probes") if one["probe"]], 20)
     assert not [one for one in told(lab) if one["probe"]]

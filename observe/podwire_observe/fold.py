@@ -15,7 +15,7 @@ from podwire_base.kernel.conntrack.counted import UNKNOWN, Counted
 
 from .names import text
 from .record import FORWARDED, OPEN, PROTOCOLS, Ends, Flow
-from .sums import Pair, Sums, Window, base
+from .sums import Pair, Slot, Sums, Window, base
 from .verdicts import duration, of_end, of_entry
 
 MOST_LIVE, MOST_SHOWN, MOST_DROPS = 1 << 16, 20_000, 4096
@@ -31,7 +31,8 @@ Key = tuple[int, bytes, int]
 class _Live:
     """A connection that is followed. pair: where its verdict is counted, sums: that row in the slot where it was.
     stop: ns, 0 if its end was not told. polled: the last poll that saw it. exact: start is the entry's own, not that of
-    the event about it. before: an earlier connection with the same key.
+    the event about it. by_poll: no event told of it. row: the
+    latest row of its pair, so that it is looked up once a slot. before: an earlier connection with the same key.
     """
 
     flow: Flow
@@ -43,6 +44,8 @@ class _Live:
     counted: tuple[int, int, int, int] = (0, 0, 0, 0)
     polled: int = 0
     exact: bool = False
+    by_poll: bool = False
+    row: tuple[Slot, Pair, Sums] | None = None
     before: _Live | None = None
 
 
@@ -78,17 +81,18 @@ class Fold:
             self.passed += 1
             return
         self.seen += 1
+        live.by_poll = False
         if seen.what == "destroy" and not live.stop:
             verdict, reason = of_end(seen)
             self._count(live, seen, verdict, reason, now)
             self._end(key, live, seen.stop or seen.at or int(now * 1e9), now)
             if live.flow.duration is None and not live.flow.at_least:
                 live.flow.duration = duration(seen, verdict, self.timeouts)
-        self.window.slot(now).place(live.pair).events += 1
+        self._row(live, now).events += 1
 
-    def poll(self, entries: Iterable[Counted], now: float) -> None:
-        """Takes the entries that a dump gave. An open connection of which no event can come (it is older than the
-        subscription, or events were lost) has ended if a dump does not have it.
+    def poll(self, entries: Iterable[Counted], now: float, *, listening: bool = True) -> None:
+        """Takes the entries that a dump gave. An open connection of whose end no event may come (none told of its
+        beginning, events were lost, nobody listens) has ended if a dump does not have it.
         """
         self._polls += 1
         for seen in entries:
@@ -103,9 +107,9 @@ class Fold:
             live.polled, live.over = self._polls, False
             verdict, reason = of_entry(seen, max(0.0, now - live.start / 1e9))
             self._count(live, seen, verdict, reason, now)
-        doubtful, self._lost_before = self.lost > self._lost_before, self.lost
+        doubtful, self._lost_before = not listening or self.lost > self._lost_before, self.lost
         for key, live in list(self._live.items()):  # an earlier one with the same key is over
-            if live.over or live.polled == self._polls or not (doubtful or live.flow.at_least):
+            if live.over or live.polled == self._polls or not (doubtful or live.by_poll):
                 continue
             if live.polled or live.flow.changed < now - 1.0:
                 self._vanish(key, live, now)
@@ -212,7 +216,9 @@ class Fold:
             at_least=seen.what != "new" and start / 1e9 < self.since,
         )  # fmt: skip
         pair = _pair(flow)
-        live = _Live(flow, start, pair, self.window.slot(now).place(pair), exact=bool(seen.start))
+        live = _Live(
+            flow, start, pair, self.window.slot(now).place(pair), exact=bool(seen.start), by_poll=seen.what == "entry"
+        )
         live.sums.opened += 1
         self._show(flow)
         if len(self._live) - len(self._ended) < MOST_LIVE:
@@ -247,9 +253,16 @@ class Fold:
             live.sums.ended -= 1  # it was taken for something else: an answer came late
         flow.verdict, flow.reason = verdict, reason
         live.pair = _pair(flow)
-        live.sums = self.window.slot(now).place(live.pair)
+        live.sums = self._row(live, now)
         live.sums.ended += 1
         self._changed[flow.number] = flow
+
+    def _row(self, live: _Live, now: float) -> Sums:
+        """Returns the sums of a connection's pair in the slot of this moment."""
+        slot, row = self.window.slot(now), live.row
+        if row is None or row[0] is not slot or row[1] is not live.pair:
+            live.row = row = slot, live.pair, slot.place(live.pair)
+        return row[2]
 
     def _count(self, live: _Live, seen: Counted, verdict: str, reason: str, now: float) -> None:
         flow = live.flow
@@ -263,7 +276,7 @@ class Fold:
             live.counted = found  # what passed before the agent began is in no sum
         more = [max(0, value - before) for value, before in zip(found, live.counted, strict=True)]
         if any(more):
-            _add(self.window.slot(now).place(live.pair), more)
+            _add(self._row(live, now), more)
         # A dump that is older than the last event must not take counters back.
         live.counted = tuple(map(max, found, live.counted))  # type: ignore[assignment]  # four and four
         flow.packets, flow.bytes, flow.back_packets, flow.back_bytes = live.counted

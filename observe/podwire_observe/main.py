@@ -10,6 +10,7 @@ from typing import Any
 
 from podwire_base.kernel.addresses import local_addresses
 from podwire_base.kernel.conntrack.counted import Counted
+from podwire_base.kernel.nflogsocket import Reader
 from podwire_base.kube import meta
 from podwire_base.kube.client.config import load
 from podwire_base.kube.client.http import ApiClient
@@ -19,6 +20,7 @@ from podwire_base.role import beat, layout, logs, podspaces
 from podwire_base.role.run import main, stop_event, until_stopped
 from podwire_base.role.status import RoleStatus
 
+from . import drops as refusals
 from . import sources, sysctls
 from .config import AFTERWARDS, SOCKET, ObserveConfig
 from .fold import Fold
@@ -45,6 +47,8 @@ class Role:
         self.server = Server(self.fold, config.mode, self._readers)
         self.status = RoleStatus(config.run_dir, "observe")
         self.events: sources.Events | None = None
+        self.drops: Reader | None = None
+        self.deaf = ""
         self.off: list[str] = []
         self._spaces: tuple[int, int] | None = None
         self._napping = self._publishing = False
@@ -157,6 +161,41 @@ class Role:
         self._publishing = False
         self.server.publish(self.fold.take())
 
+    # Packets that rules refused or dropped
+
+    def _read_drops(self) -> None:
+        """Becomes the reader of what rules log. While another process is, it tries again at each tick."""
+        try:
+            self.drops = Reader()
+        except OSError as err:
+            if not self.deaf:
+                log.warn("the log of refused packets cannot be read", error=str(err))
+            self.deaf = f"what rules refuse is not shown: {err.strerror or err}"
+            return
+        self.deaf = ""
+        asyncio.get_running_loop().add_reader(self.drops.fileno(), self._logged)
+
+    def _logged(self) -> None:
+        assert self.drops is not None
+        now = time.time()
+        try:
+            found, overruns = self.drops.read()
+        except OSError as err:
+            self.deaf = f"what rules refuse is not shown: {err.strerror or err}"
+            asyncio.get_running_loop().remove_reader(self.drops.fileno())
+            self.drops.close()
+            self.drops = None
+            return
+        if overruns:
+            log.warn("refused packets were not logged", overruns=overruns)
+            self.fold.hide(overruns, now)
+        self.look()
+        for one in found:
+            flow = refusals.flow_of(self.names, one, now)
+            if flow is not None:
+                self.fold.drop(flow, now)
+        self._publish_soon()
+
     # Polls
 
     async def _polling(self) -> None:
@@ -173,7 +212,7 @@ class Role:
             except OSError as err:
                 log.warn("conntrack's entries cannot be read", error=str(err))
                 continue
-            self.fold.poll(found, time.time())
+            self.fold.poll(found, time.time(), listening=self.events is not None)
             self._publish_soon()
             wait = max(POLL, (spent + time.thread_time() - began) / SHARE)
 
@@ -182,6 +221,8 @@ class Role:
             await asyncio.sleep(TICK)
             self._addresses()
             self.look()
+            if self.drops is None:
+                self._read_drops()
             self.fold.tick(time.time())
             self._report()
 
@@ -192,6 +233,7 @@ class Role:
             words = self._failed
         if self.off:
             words += f"; {', '.join(self.off)} off: no bytes or times"
+        words += f"; {self.deaf}" if self.deaf else ""
         words += f"; {fold.lost} events lost" if fold.lost else ""
         self.status.update(
             ready=not self._failed,
@@ -227,6 +269,7 @@ class Role:
                     group.create_task(informer.run())
                 for informer in informers:
                     await informer.synced.wait()
+                self._read_drops()
                 if self.config.mode == "always":
                     self.subscribe()
                 beat.settled()
@@ -236,6 +279,9 @@ class Role:
         finally:
             server.close()
             self.unsubscribe()
+            if self.drops is not None:
+                asyncio.get_running_loop().remove_reader(self.drops.fileno())
+                self.drops.close()
 
 
 def _dump() -> tuple[list[Counted], float]:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import errno
 import socket
 import struct
 from collections.abc import Iterator
+from itertools import islice
 from typing import NamedTuple
 
 from podwire_base.kernel.conntrack import codec, counted
 from podwire_base.kernel.conntrack.counted import Counted
 from podwire_base.kernel.ip import FAMILIES
 from podwire_base.kernel.netlink.codec import DUMP
-from podwire_base.kernel.netlink.socket import MANY_ANSWERS, NETFILTER, ROOM, Netlink, open_socket
+from podwire_base.kernel.netlink.socket import MANY_ANSWERS, NETFILTER, Netlink, open_socket, waiting
 
 SO_MEMINFO, DROPS = 55, 8  # SK_MEMINFO_DROPS
 AT_ONCE = 2048  # datagrams that one read takes, so that readers are served meanwhile
@@ -45,18 +45,14 @@ class Events:
         each one that the queue had no room for). Raises OSError.
         """
         events: list[Counted] = []
-        receive, read = self._sock.recv, counted.read
-        overrun = False
-        for _ in range(AT_ONCE):
-            try:
-                events += read(receive(ROOM))
-            except BlockingIOError:
-                return Read(events, self._lost() if overrun or not events else 0, False)
-            except OSError as err:
-                if err.errno != errno.ENOBUFS:
-                    raise
+        overrun, taken = False, 0
+        for data in islice(waiting(self._sock), AT_ONCE):
+            taken += 1
+            if data is None:
                 overrun = True
-        return Read(events, self._lost() if overrun else 0, True)
+            else:
+                events += counted.read(data)
+        return Read(events, self._lost() if overrun else 0, taken == AT_ONCE)
 
     def _lost(self) -> int:
         raw = self._sock.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, 64)

@@ -130,6 +130,19 @@ def test_an_older_connection_is_told_with_at_least() -> None:
     assert fold.shown[0].duration is None
 
 
+def test_while_nobody_listens_polls_alone_tell_what_ended() -> None:
+    fold, one, two = Fold("node1", ends, BEGAN - 1), *(Connection(n, 40000 + n, 0, NS, "closed") for n in (1, 2))
+    fold.event(one.message("new"), BEGAN)
+    fold.poll([one.message("entry"), two.message("entry")], BEGAN + 10, listening=False)
+    assert len(list(fold.live())) == 2
+    fold.poll([two.message("entry")], BEGAN + 20, listening=False)
+    assert [flow.source_port for flow in fold.live()] == [two.port]
+    fold.restart(BEGAN + 21)
+    fold.poll([], BEGAN + 30)  # no event comes of one that began while nobody listened
+    assert list(fold.live()) == []
+    assert fold.opened == 2
+
+
 def test_after_losses_the_poll_shows_what_is_open() -> None:
     fold, one, two = Fold("node1", ends, BEGAN - 1), *(Connection(n, 40000 + n, 0, NS, "closed") for n in (1, 2))
     fold.event(one.message("new"), BEGAN)

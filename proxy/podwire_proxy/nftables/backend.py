@@ -51,6 +51,9 @@ class Nftables:
             here = running()
             lacks = lacking(NFTABLES_BACKEND, here) or [explain(NFTABLES_BACKEND[0], here)]
             raise OSError(errno.EOPNOTSUPP, f"--backend nftables: {'; '.join(lacks)}; or use --backend iptables")
+        logs = kernel.can_log(ns_fd)
+        for planner in planners:
+            planner.logs = logs
         return kernel.Tables(ns_fd)
 
     def observe(self, ns_fd: int | None = None) -> Live | None:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
+from podwire_base.kernel import nflog
 from podwire_base.kernel.ip import Family, packed
 from podwire_base.kernel.nft import ruleset as nft
 from podwire_base.kernel.nft.eval import IPS_DST_NAT
@@ -31,6 +32,7 @@ LOOPBACK = "loopback"  # every packet passes only this chain, which exists only 
 LO = b"lo".ljust(16, b"\0")
 REFUSAL = {Reason.NO_ENDPOINTS: "reject", Reason.WRONG_PORT: "wrong-port"}  # reason -> the chain that refuses
 NO_LOCAL = "no-local-endpoint"
+LOGGED = 100  # refused packets of one chain that are logged each second, and at once
 OWN_CHAINS = ("sticky-", "remember-", "sources-")  # chains that are added and removed with Services
 _BALANCER = re.compile(r"(lb|local)\d+")
 
@@ -203,7 +205,8 @@ def downgrade(layout: Layout, chains: Iterable[nft.Chain]) -> tuple[nft.Transact
     return tx.flush(*gone).delete(*gone), gone
 
 
-def static_rules(layout: Layout, node: NodeInfo) -> StaticRules:
+def static_rules(layout: Layout, node: NodeInfo, *, logs: bool = True) -> StaticRules:
+    """logs: refused packets are logged, for the role `observe`."""
     t = layout.table
     pre = nft.Chain(t, "prerouting", "prerouting", "nat", DSTNAT)
     out = nft.Chain(t, "output", "output", "nat", DSTNAT)
@@ -230,14 +233,15 @@ def static_rules(layout: Layout, node: NodeInfo) -> StaticRules:
         ],
     )
     rules = {
-        **{chain.name: _refusing(layout, chain, reason) for reason, chain in refusing.items()},
+        **{chain.name: _refusing(layout, chain, reason, logs) for reason, chain in refusing.items()},
         NO_LOCAL: _rules(
             none_here,
             [
+                *_logging(Reason.NO_LOCAL_ENDPOINTS, logs),
                 (
                     carrying("a Local traffic policy, endpoints only elsewhere", Reason.NO_LOCAL_ENDPOINTS),
                     [nft.Counter(), nft.drop()],
-                )
+                ),
             ],
         ),
         "service-frontends": _service_frontends(layout, REFUSAL[Reason.WRONG_PORT]),
@@ -306,15 +310,24 @@ def static_rules(layout: Layout, node: NodeInfo) -> StaticRules:
     )
 
 
-def _refusing(layout: Layout, chain: nft.Chain, reason: Reason) -> tuple[nft.Rule, ...]:
+def _refusing(layout: Layout, chain: nft.Chain, reason: Reason, logs: bool) -> tuple[nft.Rule, ...]:
     tcp = [nft.Meta("l4proto"), nft.Cmp(b"\6"), nft.Counter(), nft.Reject("ip", tcp_reset=True)]
     return _rules(
         chain,
         [
+            *_logging(reason, logs),
             (carrying("refused at once", reason), tcp),
             (carrying("port unreachable", reason), [nft.Counter(), nft.Reject(layout.family)]),
         ],
     )
+
+
+def _logging(reason: Reason, logs: bool) -> list[tuple[str, list[Expr]]]:
+    """Returns the rule that logs a packet that the next rule refuses or drops. It is a rule of its own, because its
+    limit would end the rule that refuses.
+    """
+    log = nft.Log(nflog.GROUP, nflog.prefix(reason), nflog.LENGTH)
+    return [(f"logged: {reason}", [nft.Limit(LOGGED, LOGGED), log])] if logs else []
 
 
 def is_pod(layout: Layout, node: NodeInfo, *, invert: bool = False) -> tuple[Expr, ...]:

@@ -94,6 +94,7 @@ class Planner:
     def __init__(self, layout: Layout, node: NodeInfo) -> None:
         self.layout = layout
         self.node = node
+        self.logs = True  # whether the kernel can log refused packets
         self.mirror = TableDump(layout.table)
         self.garbage: set[bytes] = set()  # slots that no chain draws any more
         self.idle: set[str] = set()  # chains without a jump to them
@@ -120,7 +121,7 @@ class Planner:
     def full(self, dataplane: Dataplane, found: TableDump | None) -> nft.Transaction:
         """Returns the transaction from the rules read back (None: no table) to the dataplane; empty if equal."""
         self.node = dataplane.node
-        want = static_rules(self.layout, self.node)
+        want = static_rules(self.layout, self.node, logs=self.logs)
         tx, held = self._base(found, want)
         self.mirror = found if found is not None and held else TableDump(self.layout.table)
         elements = {name: held.get(name, {}) for name in self.layout.sets()}

@@ -65,7 +65,9 @@ def test_every_rule_that_drops_or_refuses_carries_its_reason(family: str) -> Non
     for rule in (rule for rules in made.rules.values() for rule in rules):
         ends = any(isinstance(expr, nft.Reject) or expr == nft.drop() for expr in rule.exprs)
         assert (reason_of(rule.comment) is not None) is ends, rule.comment
-    assert {reason_of(rule.comment) for rule in made.rules["wrong-port"]} == {Reason.WRONG_PORT}
+    logged, *refusing = made.rules["wrong-port"]
+    assert {reason_of(rule.comment) for rule in refusing} == {Reason.WRONG_PORT}
+    assert [type(expr) for expr in logged.exprs] == [nft.Limit, nft.Log], "the first one tells of it, and goes on"
 
 
 @given(st.lists(st.binary(min_size=1, max_size=1), unique=True), st.sets(st.binary(min_size=1, max_size=1)))

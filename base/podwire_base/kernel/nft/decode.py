@@ -75,6 +75,8 @@ _READERS: dict[str, Callable[[Attributes], e.Expr]] = {
     "masq": lambda g: e.Masquerade(bool(to_int(g.get(1)))),
     "reject": _reject,
     "counter": lambda _: e.Counter(),
+    "limit": lambda g: e.Limit(to_int(g[1]), to_int(g.get(3))),
+    "log": lambda g: e.Log(to_int(g[1]), to_text(g.get(2)), to_int(g.get(3))),
     "notrack": lambda _: e.Notrack(),
 }
 

@@ -214,7 +214,7 @@ class Evaluator:
         match expr:
             case e.Cmp(data, op, sreg):
                 return state if _compares(state.read(sreg, len(data)), op, data) else None
-            case e.Counter():
+            case e.Counter() | e.Limit() | e.Log():
                 return state
             case e.Lookup():
                 return _lookup(dump, expr, state)

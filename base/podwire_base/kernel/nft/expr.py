@@ -293,6 +293,31 @@ class Counter(Expr):
 
 
 @dataclass(frozen=True, slots=True)
+class Limit(Expr):
+    """Continue only for so many packets each second, after `burst` at once."""
+
+    NAME: ClassVar[str] = "limit"
+    rate: int
+    burst: int
+
+    def body(self) -> bytes:
+        return u64(1, self.rate) + u64(2, 1) + u32(3, self.burst) + u32(4, 0) + u32(5, 0)  # per second; packets
+
+
+@dataclass(frozen=True, slots=True)
+class Log(Expr):
+    """Send `length` bytes of the packet, from its network header on, to the reader of a group of NFLOG."""
+
+    NAME: ClassVar[str] = "log"
+    group: int
+    prefix: str
+    length: int
+
+    def body(self) -> bytes:
+        return attr(1, self.group.to_bytes(2, "big")) + text(2, self.prefix) + u32(3, self.length)
+
+
+@dataclass(frozen=True, slots=True)
 class Notrack(Expr):
     """Exclude the packet from conntrack; only in chains of type filter at priority -300 (raw)."""
 

@@ -1,0 +1,65 @@
+"""NFLOG's messages: packets that rules of podwire refused or dropped. Pure; nflogsocket.py reads them.
+
+Source: linux/netfilter/nfnetlink_log.h. A group has one reader in a network namespace. All rules of podwire log to one
+group, with the reason as prefix.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+from .netlink.codec import attr, nfgenmsg, parse, to_text, u32
+from .reasons import Reason
+
+GROUP = 0x7077  # "pw"
+LENGTH = 128  # bytes of a packet: the headers
+SUBSYS = 4 << 8  # NFNL_SUBSYS_ULOG
+PACKET, CONFIG = 0, 1  # NFULNL_MSG_*
+BIND, COPY_PACKET = 1, 2  # NFULNL_CFG_CMD_BIND, NFULNL_COPY_PACKET
+_PREFIX = "podwire "
+_PAYLOAD, _PREFIX_ATTR = 9, 10  # NFULA_*
+_SECONDS = 2  # in 1/100 s: for how long the kernel gathers packets
+
+
+class Logged(NamedTuple):
+    """protocol: IPPROTO_*. Ports are 0 where the protocol has none."""
+
+    reason: Reason
+    protocol: int
+    source: bytes
+    source_port: int
+    destination: bytes
+    port: int
+
+
+def prefix(reason: Reason) -> str:
+    return f"{_PREFIX}{reason.value}"
+
+
+def bind(group: int = GROUP) -> bytes:
+    """Returns the body of the request that makes the socket the reader of a group."""
+    mode = attr(2, struct.pack(">IBB", LENGTH, COPY_PACKET, 0))
+    return nfgenmsg(0, group) + attr(1, bytes((BIND,))) + mode + u32(4, _SECONDS)
+
+
+def read(body: bytes) -> Logged | None:
+    """Returns what a message tells; None if another program's rule logged the packet, or if it is cut too short."""
+    got = parse(body[4:])
+    words = to_text(got.get(_PREFIX_ATTR))
+    try:
+        reason = Reason(words.removeprefix(_PREFIX)) if words.startswith(_PREFIX) else None
+        return None if reason is None else _packet(reason, got.get(_PAYLOAD, b""))
+    except (ValueError, struct.error, IndexError):
+        return None
+
+
+def _packet(reason: Reason, data: bytes) -> Logged:
+    if data[0] >> 4 == 4:
+        protocol, source, destination = struct.unpack_from("!9xB2x4s4s", data)
+        rest = data[(data[0] & 15) * 4 :]
+    else:
+        protocol, source, destination = struct.unpack_from("!6xBx16s16s", data)
+        rest = data[40:]
+    ports = struct.unpack_from("!HH", rest) if protocol in (6, 17, 132) else (0, 0)
+    return Logged(reason, protocol, source, ports[0], destination, ports[1])
