@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import astuple, dataclass, field, fields, replace
 
 import msgspec
 
@@ -37,16 +37,8 @@ def of_cache(cache: Cache, *, entries: bool = True) -> CacheFigures:
     """entries: count them too."""
     rows = list(cache.entries.values()) if entries else []
     denied = sum(entry.answer.rcode != 0 for entry in rows)
-    return CacheFigures(
-        len(rows) - denied,
-        denied,
-        cache.hits,
-        cache.denials,
-        cache.misses,
-        cache.evicted,
-        cache.stale_hits,
-        cache.prefetched,
-    )
+    counters = (getattr(cache, each.name) for each in fields(CacheFigures)[2:])  # the cache's own, by the same names
+    return CacheFigures(len(rows) - denied, denied, *counters)
 
 
 @dataclass(slots=True)
@@ -173,16 +165,7 @@ def report(applied: int, figures: Figures, *, looped: bool) -> Report:
         _rows(forwarded.opened),
         forwarded.all_down,
         forwarded.rejected,
-        (
-            cache.success,
-            cache.denial,
-            cache.hits,
-            cache.denials,
-            cache.misses,
-            cache.evicted,
-            cache.stale_hits,
-            cache.prefetched,
-        ),
+        astuple(cache),
     )
 
 
