@@ -30,10 +30,11 @@ from podwire_proxy.backend import Live, families
 from podwire_proxy.convert import RESET_ANNOTATION
 from podwire_proxy.dataplane import Key
 from podwire_proxy.decide import Packet
-from podwire_proxy.ebpf import maps, native, places
+from podwire_proxy.ebpf import kernel, maps, native, places
 from podwire_proxy.ebpf.backend import Ebpf
 from podwire_proxy.model import Destination
 from podwire_proxy.proxier import Engine, Proxier
+from podwire_proxy.tally import Tallies
 from podwire_proxy.testing import scenarios as s
 from podwire_proxy.testing.builders import endpoint, endpoint_slice, port, service
 
@@ -426,6 +427,89 @@ def program_with_spaces(world: World, family: str, *ips: Any, target: int = s.TA
         proxier.kernel.spaces = lambda: [world.pods[ip].fd for ip in hookworld.CLIENTS]  # type: ignore[attr-defined]  # of this backend's kernel
         proxier.sync(tracker.dataplane, None)
         proxier.sweep()
+
+
+# ---- counters
+
+
+def counted(world: World) -> Tallies:
+    found = kernel.observed_tallies(world.node.fd)
+    assert found is not None
+    return found
+
+
+def to(found: Tallies) -> dict[str, int]:
+    """Return the connections by endpoint, "" for those that are gone, or by reason."""
+    return {row.to.ip if row.to else row.why: row.number for row in found.rows}
+
+
+@pytest.mark.parametrize("family", ["IPv4", "IPv6"])
+def test_every_connection_counts_once_under_load(world: World, family: str) -> None:
+    """Programs of both protocols dial at once from two processes; a datagram to the same endpoint is no connection."""
+    dials, vip = 500, at(family, s.VIP)
+    programmed(world, family, s.POD_B, s.POD_C)
+
+    def dial() -> None:
+        for _ in range(dials):
+            with made(family, socket.SOCK_DGRAM) as sock:
+                sock.connect((vip, s.PORT))
+        with made(family, socket.SOCK_DGRAM) as sock:
+            for _ in range(dials):
+                sock.sendto(b"", (vip, s.PORT))
+
+    threads = [threading.Thread(target=partial(world.client(s.POD_A).call, dial)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    found = counted(world)
+    assert found.served == sum(to(found).values()) == 4 * (dials + 1)
+    assert set(to(found)) == {at(family, s.POD_B), at(family, s.POD_C)} and found.uncounted == 0
+    assert {row.key for row in found.rows} == {Key(vip, "UDP", s.PORT)}
+
+
+def test_what_is_left_to_nftables_counts_by_reason(world: World) -> None:
+    programmed(world, "IPv4", s.POD_B, alone=False, sessionAffinity="ClientIP")
+    assert ask(world.client(s.POD_A), s.VIP, s.PORT).result == "ok"
+    programmed(world, "IPv4", s.POD_B, alone=False)
+    assert ask(world.client(s.POD_C), s.VIP, s.PORT).result == "ok"
+    assert ask(world.node, s.VIP, s.PORT, src=s.NODE_IP).result == "ok"
+    assert ask(world.client(s.POD_A), s.POD_B, s.TARGET).result == "ok"  # no Service: not counted
+    found = counted(world)
+    left = {"unserved": 1, "unknown-namespace": 1, "bound-socket": 1}
+    assert to(found) == left and {why: n for why, n in (found.left or {}).items() if n} == left
+
+
+def test_counts_of_endpoints_that_are_gone_stay_with_their_service(world: World) -> None:
+    """A Service's sum never falls, whoever is the agent; a Service that is gone loses its rows."""
+    programmed(world, "IPv4", s.POD_B, alone=False)
+    assert [ask(world.client(s.POD_A), s.VIP, s.PORT).result for _ in range(3)] == ["ok"] * 3
+    program_with_spaces(world, "IPv4", s.POD_B, s.POD_C)
+    assert to(counted(world)) == {s.POD_B: 3}
+    program_with_spaces(world, "IPv4", s.POD_C)
+    assert to(counted(world)) == {"": 3}
+    assert [ask(world.client(s.POD_A), s.VIP, s.PORT).result for _ in range(2)] == ["ok"] * 2
+    program_with_spaces(world, "IPv4", s.POD_B)
+    assert to(counted(world)) == {"": 5}
+    Hooks().program(world, s.Scenario("none", (), {}))
+    assert counted(world).rows == () and counted(world).served == 5
+
+
+def test_the_page_of_metrics_has_the_services_connections(world: World) -> None:
+    one = scenario(s.POD_B)
+    Hooks().program(world, one)
+    assert ask(world.client(s.POD_A), s.VIP, s.PORT).result == "ok"
+    tracker = one.tracker()
+    tracker.flush()
+    with contextlib.closing(Hooks().proxier(world, one)) as proxier:
+        proxier.sync(tracker.dataplane, None)
+        found = {name: list(rows) for name, _, rows in proxier.figures()}
+    labels = {"namespace": "default", "service": "my-service", "protocol": "TCP"}
+    assert found["podwire_proxy_socket_hook_connections_total"] == [({**labels, "port": str(s.PORT)}, 1)]
+    assert found["podwire_proxy_socket_hook_endpoint_connections_total"] == [
+        ({**labels, "endpoint": f"{s.POD_B}:{s.TARGET}"}, 1)
+    ]
+    assert ({"reason": "bound-socket"}, 0) in found["podwire_proxy_socket_hook_left_to_nftables_total"]
 
 
 # ---- `ask`: the very program on the very maps

@@ -27,6 +27,9 @@ from .verdict import Verdict
 
 OFF = "socket hooks: off"  # how a proxy's status begins to tell of a part that was asked for and cannot run
 
+# A family of metrics that only one backend has: its name and kind, and (labels, value) of each row
+Figures = tuple[str, str, Sequence[tuple[dict[str, str], float]]]
+
 S = TypeVar("S")
 S_co = TypeVar("S_co", covariant=True)
 S_contra = TypeVar("S_contra", contravariant=True)

@@ -20,6 +20,7 @@ from .iptables.backend import Iptables
 from .model import NodeInfo
 from .nftables.backend import Nftables
 from .proxier import Proxier
+from .tally import Counting, Tallies
 
 ALL: tuple[AnyBackend, ...] = (Nftables(), Iptables(), Ebpf())  # the first backend is the default
 
@@ -130,6 +131,12 @@ def observe(ns_fd: int | None = None) -> Live | None:
     """
     above = sorted(ALL, key=lambda backend: not backend.beneath)
     return next((live for backend in above if (live := backend.observe(ns_fd)) is not None), None)
+
+
+def tallies(ns_fd: int | None = None) -> Tallies | None:
+    """Returns what programs of a backend counted in the namespace; None if none of them count there."""
+    counting = (backend for backend in ALL if isinstance(backend, Counting))
+    return next((found for backend in counting if (found := backend.tallies(ns_fd)) is not None), None)
 
 
 def places() -> tuple[str, ...]:

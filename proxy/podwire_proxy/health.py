@@ -64,6 +64,7 @@ def pages(metrics: Metrics, health: Callable[[], Health], mode: str, config: Map
     async def exposition() -> web.Answer:
         try:
             metrics.seen = await asyncio.to_thread(metrics.counted) or metrics.seen
+            metrics.own = await asyncio.to_thread(metrics.figures)
         except OSError as err:  # the rules are missing; the last counts stay
             log.debug("packet counters could not be read", error=str(err))
         return web.Answer(200, metrics.render(), CONTENT_TYPE)

@@ -77,6 +77,7 @@ class Proxy:
         self.metrics.names = self.proxier.backend.metrics
         self.metrics.rules, self.metrics.counted = self.proxier.rule_counts, self.proxier.counted
         self.metrics.mended = lambda: repairs(self.config.run_dir)
+        self.metrics.figures = self.proxier.figures
         self.status = RoleStatus(self.config.run_dir, "proxy")
         self.mendings = Mendings(log, "proxy", self.config.node_name)
         self.upkeep = Upkeep(self.proxier.counts(), self._read_back, gather=0.0, again=0.0)  # the pacer paces

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from podwire_base.kernel.reasons import Reason
@@ -12,7 +12,7 @@ from podwire_base.kube.client.counted import Calls
 from podwire_base.role import process
 from podwire_base.role.metrics import Histogram, Page
 
-from .backend import MetricNames
+from .backend import Figures, MetricNames
 from .flows import Swept
 
 # The buckets of kube-proxy, so that its dashboards and alerts continue to work.
@@ -34,13 +34,14 @@ class Metrics:
     livez: answers by status code. stranded: Service ports with a Local policy and endpoints only elsewhere, by family
     and policy. stale_flows: by family. names: the metric names of the backend. rules: (family, table) -> number of
     rules in the kernel. api: requests to the API server. counted: reads the kernel's packet counters, by reason code;
-    seen: the last result.
+    seen: the last result. figures: what the backend's own parts count; own: the last result.
     """
 
     families: tuple[str, ...] = ("IPv4",)
     names: MetricNames = field(default_factory=lambda: MetricNames(""))
     rules: Callable[[], Mapping[tuple[str, str], int]] = dict
     counted: Callable[[], Mapping[Reason, int]] = dict
+    figures: Callable[[], Sequence[Figures]] = tuple
     api: Calls = field(default_factory=Calls)
     mended: Callable[[], Mapping[str, int]] = dict  # role of this node -> how often it mended what others changed
 
@@ -53,6 +54,7 @@ class Metrics:
     livez: Counter[int] = field(default_factory=Counter)
     no_local_endpoints: Mapping[tuple[str, str], int] = field(default_factory=dict)
     seen: Mapping[Reason, int] = field(default_factory=dict)
+    own: Sequence[Figures] = ()
     failures: int = 0
     partial_failures: int = 0
     last_rules: int = 0
@@ -177,6 +179,8 @@ class Metrics:
             page.family(name, kind, "", [({}, number)])
         by_role = [({"role": role}, count) for role, count in sorted(self.mended().items())]
         page.family("podwire_kernel_repairs_total", "counter", "", by_role)
+        for own, sort, rows in self.own:
+            page.family(own, sort, "", rows)
         page.family(
             "rest_client_requests_total",
             "counter",

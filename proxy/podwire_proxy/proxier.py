@@ -11,7 +11,7 @@ from podwire_base.kernel.reasons import Reason
 from podwire_base.role import beat
 from podwire_base.role.counts import Counts
 
-from .backend import AnyBackend, Planner, Rules, Watch, families
+from .backend import AnyBackend, Figures, Planner, Rules, Watch, families
 from .dataplane import Dataplane, Delta
 from .flows import FlowKeeper, Swept
 from .model import NodeInfo
@@ -108,6 +108,10 @@ class Proxier(Engine):
     def counted(self) -> Mapping[Reason, int]:
         """Returns packet counts by the reason code of the counting rules. Thread-safe."""
         return self.kernel.counted(self.planners)
+
+    def figures(self) -> Sequence[Figures]:
+        """Returns what the backend's own parts count, for /metrics. Thread-safe."""
+        return tuple(self.kernel.figures(self.planners)) if hasattr(self.kernel, "figures") else ()
 
     def counts(self) -> Sequence[Counts]:
         """Returns what is counted of the rules in the kernel. Thread-safe."""

@@ -97,7 +97,10 @@ MODULES = (
 
 OBJECTS = (
     Object(
-        "sock.bpf.o", EBPF, ("bpf.h", "look.h", "sock.bpf.c"), "nothing: --backend ebpf has nftables serve everything"
+        "sock.bpf.o",
+        EBPF,
+        ("bpf.h", "look.h", "count.h", "sock.bpf.c"),
+        "nothing: --backend ebpf has nftables serve everything",
     ),
 )
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import click
 
+from podwire_base.kernel.netns import call_in
 from podwire_base.kube import statuslease
 from podwire_base.kube.client.http import ApiClient
 from podwire_base.kube.errors import ApiError, ConfigError, Refused
@@ -23,11 +24,13 @@ from podwire_base.role.standing import HANGS
 from podwire_base.role.status import running, standings
 from podwire_base.role.supervisor import read_state
 from podwire_base.role.waits import within
+from podwire_proxy import backends
+from podwire_proxy.tally import Tallies
 
-from .. import compiled
+from .. import compiled, connections
 from ..cluster.config import ClusterConfig
 from ..cluster.record import load
-from ..grid import folded
+from ..grid import WIDTH, folded, table
 from ..statuspage import Report, Seen, from_leases, late, record, text, waits, with_lag
 from .common import Failed, client_of, find_kubeconfig, kubeconfig_option, local_cluster
 
@@ -60,6 +63,15 @@ def reports(config: ClusterConfig) -> dict[str, Report]:
         restarts = {role: row["restarts"] for role, row in state.items()}
         found[node] = Report(standings(folder, state, restarts), "this machine")
     return found
+
+
+def tallies(local: ClusterConfig | None) -> dict[str, Tallies]:
+    """Return node -> what its socket hooks counted; without a cluster of this machine, those of this network namespace.
+    A node without hooks has no entry.
+    """
+    places = {node: str(local.netns(node)) for node in local.node_names()} if local else {"this node": ""}
+    found = {node: call_in(path, backends.tallies) if path else backends.tallies() for node, path in places.items()}
+    return {node: one for node, one in found.items() if one is not None}
 
 
 def processes(config: ClusterConfig) -> list[dict[str, object]]:
@@ -131,8 +143,10 @@ async def _unattended(api: ApiClient) -> dict[str, int]:
     return {kind: number for kind, number in zip(MISSING, counts, strict=True) if number}
 
 
-async def look(api: ApiClient, local: ClusterConfig | None) -> Object:
-    """Return the page as data. A role that seems to lag behind the API is looked at twice."""
+async def look(api: ApiClient, local: ClusterConfig | None, *, services: bool = False) -> Object:
+    """Return the page as data. A role that seems to lag behind the API is looked at twice. services: also what the
+    socket hooks counted.
+    """
     seen = await _look(api, local)
     if behind := late(seen):
         began = time.monotonic()
@@ -141,10 +155,13 @@ async def look(api: ApiClient, local: ClusterConfig | None) -> Object:
         later = replace(seen, reports=reports(local), processes=processes(local))
         seen = replace(later, reports=with_lag(later, behind, time.monotonic() - began))
     # a stock cluster has its own controllers
-    return {**record(seen), "noController": await _unattended(api) if local else {}}
+    body = {**record(seen), "noController": await _unattended(api) if local else {}}
+    if services:
+        body["connections"] = connections.rows(tallies(local), seen.services or ())
+    return body
 
 
-async def _until(kubeconfig: str | None, seconds: float, *, watch: bool, show: str) -> bool:
+async def _until(kubeconfig: str | None, seconds: float, *, watch: bool, show: str, services: bool) -> bool:
     """Print the page once, when all is well or `seconds` are over; or at each change. Returns whether all is well."""
     end, shown = time.monotonic() + seconds, ""
     local = None
@@ -152,7 +169,7 @@ async def _until(kubeconfig: str | None, seconds: float, *, watch: bool, show: s
         try:
             local = _local(kubeconfig)
             async with ApiClient(client_of(kubeconfig)) as api:
-                body = await within(look(api, local), patient(PATIENCE))
+                body = await within(look(api, local, services=services), patient(PATIENCE))
         except (ApiError, ConfigError, ExceptionGroup, TimeoutError) as error:
             known = Seen(reports=reports(local), processes=processes(local)) if local else Seen()
             body = {**record(known), "ok": False}
@@ -189,8 +206,16 @@ def _page(body: Object, show: str) -> str:
         return str(yaml.safe_dump(body, sort_keys=False)).rstrip()
     lines = text(body, wide=show == "wide")
     lines += [f"{kind} ({n}): no controller: {MISSING[kind]}" for kind, n in body.get("noController", {}).items()]
+    if "connections" in body:
+        lines += ["", *_connection_lines(body["connections"], 0 if show == "wide" else WIDTH)]
     lines += compiled.lines(compiled.missing())
     return "\n".join(lines if show == "wide" else (part for line in lines for part in folded(line)))
+
+
+def _connection_lines(found: Sequence[Object], width: int) -> list[str]:
+    titles = ["SERVICE", "NODE", "PROTOCOL", "PORT", "TO", "CONNECTIONS"]
+    cells = [[str(value) for value in row.values()] for row in found]
+    return table(titles, cells, width) if cells else [connections.NONE]
 
 
 @click.command()
@@ -206,8 +231,11 @@ def _page(body: Object, show: str) -> str:
     help="Wait until all is well, at most 60 or SECONDS seconds.",
 )
 @click.option("-w", "--watch", is_flag=True, help="Show the page again whenever it changes, until Ctrl-C.")
+@click.option("--services", is_flag=True, help="Also the connections that the socket hooks of each node counted.")
 @kubeconfig_option
-def status(show: str | None, as_json: bool, seconds: float | None, watch: bool, kubeconfig: str | None) -> None:
+def status(
+    show: str | None, as_json: bool, seconds: float | None, watch: bool, services: bool, kubeconfig: str | None
+) -> None:
     """Show where each role of each node stands, and nodes, pods and Services.
 
     The exit status is 0 if all is well. Otherwise it is 1, and the reasons are the first lines.
@@ -216,7 +244,8 @@ def status(show: str | None, as_json: bool, seconds: float | None, watch: bool, 
         raise Failed("--wait ends when all is well and --watch never: give one of them")
     find_kubeconfig(kubeconfig)  # tells wrong options before the first look
     try:
-        well = asyncio.run(_until(kubeconfig, seconds or 0, watch=watch, show="json" if as_json else show or ""))
+        form = "json" if as_json else show or ""
+        well = asyncio.run(_until(kubeconfig, seconds or 0, watch=watch, show=form, services=services))
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     raise SystemExit(0 if well else 1)

@@ -11,12 +11,16 @@ from typing import Any
 
 import pytest
 
+from podwire import connections
 from podwire.grid import WIDTH, folded, table
 from podwire.statuspage import Report, Seen, late, record, text, with_lag
 from podwire_base.kube.meta import Object
 from podwire_base.role import beat
 from podwire_base.role.standing import BEHIND, HANGS, Standing, standing
 from podwire_base.role.status import standings
+from podwire_proxy.dataplane import Key
+from podwire_proxy.model import Destination
+from podwire_proxy.tally import Tallies, Tally
 
 ROW = {"pid": 7, "ready": True, "reason": "Ready", "message": "3 Services", "figures": {"services": 3}}
 BEAT = beat.Reading(100.0, 7, True, "815", "synced", "815", 0.0)
@@ -245,3 +249,29 @@ def test_lines_under_the_page_are_folded() -> None:
     assert " ".join(" ".join(folded(long)).split()) == " ".join(long.split())
     assert all(line.startswith("    ") for line in folded(long)[1:])
     assert folded("short") == ["short"] and folded("/" * 90) == ["/" * 90]
+
+
+def test_connections_are_named_after_the_services_of_the_api() -> None:
+    service = {
+        "metadata": {"namespace": "default", "name": "web"},
+        "spec": {
+            "clusterIPs": ["10.96.0.20"],
+            "clusterIP": "10.96.0.20",
+            "type": "NodePort",
+            "ports": [{"port": 80, "nodePort": 30080}],
+        },
+    }
+    rows = (
+        Tally(Key("10.96.0.20", "TCP", 80), Destination("10.244.0.9", 8080), "", 5),
+        Tally(Key("10.96.0.20", "TCP", 80), None, "", 2),
+        Tally(Key("192.0.2.1", "TCP", 30080), None, "unserved", 1),
+        Tally(Key("10.96.0.99", "TCP", 1), None, "unserved", 1),
+    )
+    found = connections.rows({"node1": Tallies(rows, 7, {}, 3)}, [service])
+    assert [(row["service"], row["to"], row["connections"]) for row in found] == [
+        ("10.96.0.99", "left: unserved", 1),
+        ("default/web", "left: unserved", 1),
+        ("default/web", "10.244.0.9:8080", 5),
+        ("default/web", "gone", 2),
+        ("not counted: too many", "", 3),
+    ]

@@ -15,6 +15,7 @@ from ..backend import Live, Setting
 from ..hostfacts import Foreign
 from ..model import NodeInfo
 from ..nftables.backend import Nftables
+from ..tally import Tallies
 from . import hooks, kernel, maps
 from .fake import FakeMaps
 from .live import Hooks
@@ -77,6 +78,9 @@ class Ebpf:
 
     def cleanup(self, ns_fd: int | None = None, *, patient: bool = True) -> list[str]:
         return kernel.cleanup(ns_fd)
+
+    def tallies(self, ns_fd: int | None = None) -> Tallies | None:
+        return kernel.observed_tallies(ns_fd)
 
     def remove_idle(self, node: NodeInfo, ns_fd: int | None = None) -> None:
         Nftables().remove_idle(node, ns_fd)

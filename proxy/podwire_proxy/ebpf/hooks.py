@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
-from collections.abc import Iterable
+import struct
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from podwire_base.kernel.bpf import elf
@@ -18,7 +19,8 @@ from podwire_base.kernel.ip import Family
 
 from ..dataplane import Key
 from ..model import Destination, is_v6
-from . import maps, places
+from ..tally import Tallies, Tally
+from . import maps, places, tally
 from .maps import Client, Row
 from .plan import Plan, State
 
@@ -43,6 +45,7 @@ class Hooks:
         self.folder, self.cgroup = folder, cgroup
         self._open = contextlib.ExitStack()
         self.served = 0  # namespaces
+        self._cpus = bpf.possible_cpus()
         try:
             self._maps = {name: self._map(name, spec) for name, spec in obj.maps.items()}
             self._specs = obj.maps
@@ -137,13 +140,34 @@ class Hooks:
         """Returns what a connected UDP socket dialled, as bytes. cookie: the socket's number."""
         return bpf.lookup(self._maps["dialling"], cookie, self._specs["dialling"].value_size)
 
+    def tallies(self) -> Tallies:
+        """Returns what the hooks counted. Thread-safe."""
+        return _tallies(self._maps, self._specs)
+
+    def retire(self, key: Key, to: Destination) -> None:
+        """Adds the count of an endpoint that is gone to the frontend's row of gone endpoints."""
+        counts, row, size = self._maps["counts"], tally.row_key(key, to), 8 * self._cpus
+        if (value := bpf.lookup(counts, row, size)) is None:
+            return
+        gone = tally.row_key(key, None)
+        before = bpf.lookup(counts, gone, size) or bytes(size)
+        form = f"<{self._cpus}Q"
+        added = (a + b for a, b in zip(struct.unpack(form, before), struct.unpack(form, value), strict=True))
+        bpf.update(counts, gone, struct.pack(form, *added))
+        bpf.delete(counts, row)
+
+    def forget(self, key: Key, ends: Iterable[Destination]) -> None:
+        """Deletes the counts of a frontend that is gone. ends: its last endpoints."""
+        rows = [tally.row_key(key, to) for to in ends] + [tally.row_key(key, None, why) for why in (0, *maps.WHY_LEFT)]
+        bpf.delete_many(self._maps["counts"], rows)
+
     @property
     def memory(self) -> int:
         """The descriptor of the sockets' memory."""
         return self._maps["memory"]
 
     def ask(self, key: Key, who: int, random: int) -> tuple[int, Destination | None]:
-        """Returns what the programs answer: (UNKNOWN, LEFT or CHOSEN of maps.py, the endpoint)."""
+        """Returns what the programs answer: (UNKNOWN, CHOSEN or a key of WHY_LEFT of maps.py, the endpoint)."""
         return maps.answer(bpf.run(self._programs[ASK], maps.question(key, who, random))[1])
 
 
@@ -169,6 +193,24 @@ def observed(folder: Path, family: Family) -> State:
         slots = stack.enter_context(mmap.mmap(fds["endpoints"], maps.ENDPOINT * shape.max_entries, prot=mmap.PROT_READ))
         rows, found = read(fds["services"], bpf.map_shape(fds["services"]), slots, family)
     return State(None, rows, found)
+
+
+def _tallies(fds: Mapping[str, int], specs: Mapping[str, elf.MapSpec]) -> Tallies:
+    def rows() -> Iterator[Tally]:
+        for key, number in bpf.sums(fds["counts"], specs["counts"]):
+            yield tally.tally_of(key, number)
+
+    totals = bpf.sums(fds["totals"], specs["totals"])
+    return tally.tallies(rows(), {struct.unpack("<I", key)[0]: number for key, number in totals})
+
+
+def observed_tallies(folder: Path) -> Tallies:
+    """Returns what the hooks under these pins counted."""
+    with contextlib.ExitStack() as stack:
+        fds = {name: bpf.pinned(folder / name) for name in ("counts", "totals")}
+        for fd in fds.values():
+            stack.callback(os.close, fd)
+        return _tallies(fds, {name: bpf.map_shape(fd) for name, fd in fds.items()})
 
 
 def observed_clients(folder: Path) -> set[Client]:

@@ -21,11 +21,14 @@ from podwire_base.role.features import BPF_SOCKET_HOOKS, explain, judge
 from podwire_base.role.features import Kernel as Host
 from podwire_base.role.kernelconfig import running
 
-from ..backend import OFF, Watch
+from ..backend import OFF, Figures, Watch
+from ..dataplane import Frontend, Key
 from ..iptables.watch import Timer
+from ..model import Destination, is_v6
 from ..nftables import kernel as nftables
+from ..tally import Tallies, metrics
 from . import hooks as bpf_hooks
-from . import maps, native, places, sockets
+from . import maps, native, places, sockets, tally
 from .hooks import Hooks
 from .live import Hooks as LiveHooks
 from .maps import Client
@@ -79,6 +82,7 @@ class Kernel:
         self.beneath = nftables.Tables(ns_fd)
         self.hooks: Hooks | None = None
         self.spaces: Callable[[], Iterable[str | int]] = self.pods.paths if self.pods else lambda: ()
+        self._retired: list[tuple[Key, frozenset[Destination]]] = []  # of a commit, until the sweep
         self._blind = ""  # why sockets cannot be ended
         self.problem = ""
         try:
@@ -117,12 +121,30 @@ class Kernel:
         self.beneath.commit(planner.beneath, plan.beneath)
         if self.hooks is not None:
             self.hooks.write(plan)
+            self._retired += planner.parted(plan)
 
     def settle(self, planner: Planner, *, swept: bool) -> None:
         self.beneath.settle(planner.beneath, swept=swept)
+        if swept and self.hooks is not None:
+            self._retire(planner)
         if swept and self.hooks is not None and planner.sockets_to_end:
             self._end_sockets(planner)
             planner.looked()
+
+    def _retire(self, planner: Planner) -> None:
+        """Sums the counts of endpoints that are gone; no program chooses them any more."""
+        assert self.hooks is not None
+        v6 = planner.family == "ip6"
+        waiting = [one for one in self._retired if is_v6(one[0].ip) == v6]
+        self._retired = [one for one in self._retired if is_v6(one[0].ip) != v6]
+        if planner.left is None:  # after a start, and after rules were read back
+            waiting += tally.stale(self.hooks.tallies(), planner.frontends.get, v6=v6)
+        for key, ends in waiting:
+            if key not in planner.frontends:
+                self.hooks.forget(key, ends)
+            else:
+                for to in ends:
+                    self.hooks.retire(key, to)
 
     def _end_sockets(self, planner: Planner) -> None:
         """Destroys the sockets whose endpoint is gone. It needs CAP_SYS_ADMIN, to enter the pods' namespaces."""
@@ -156,6 +178,16 @@ class Kernel:
     def counted(self, planners: Sequence[Planner]) -> Mapping[Reason, int]:
         return self.beneath.counted([planner.beneath for planner in planners])
 
+    def figures(self, planners: Sequence[Planner]) -> Sequence[Figures]:
+        """Returns what the hooks counted, for /metrics. Thread-safe."""
+        if self.hooks is None:
+            return ()
+
+        def frontend(key: Key) -> Frontend | None:
+            return next((one for planner in planners if (one := planner.frontends.get(key))), None)
+
+        return tuple(metrics(self.hooks.tallies(), frontend))
+
     def foreign_commits(self) -> int:
         return self.beneath.foreign_commits()
 
@@ -182,6 +214,15 @@ def observed(ns_fd: int | None = None) -> LiveHooks | None:
     known = bpf_hooks.observed_clients(folder)
     pods = frozenset(ip for client in known if client.who == maps.POD for ip in (client.ip, client.ip6) if ip)
     return LiveHooks(states, pods, any(client.who == maps.NODE for client in known))
+
+
+def observed_tallies(ns_fd: int | None = None) -> Tallies | None:
+    """Returns what this node's hooks counted; None if it has no hooks that count."""
+    for layout, path in places.folders(ns_fd):
+        if layout == maps.LAYOUT:
+            with contextlib.suppress(FileNotFoundError):
+                return bpf_hooks.observed_tallies(path)
+    return None
 
 
 def existing(ns_fd: int | None = None) -> list[str]:

@@ -109,7 +109,15 @@ def client_of(key: bytes, value: bytes) -> Client:
     return Client(struct.unpack("<Q", key)[0], who, one, unmapped(ip6) if any(ip6) else "")
 
 
-UNKNOWN, LEFT, CHOSEN = 0, 1, 2  # the answers of look()
+UNKNOWN, CHOSEN = 0, 1  # answers of look.h: no frontend's address; an endpoint was chosen
+WHY_LEFT = {  # the other answers: why nftables serves the frontend
+    2: "unserved",
+    3: "unknown-namespace",
+    4: "bound-socket",
+    5: "nested-service",
+    6: "full-memory",
+    7: "changing",
+}
 
 
 def question(key: Key, who: int, random: int) -> bytes:
@@ -118,7 +126,7 @@ def question(key: Key, who: int, random: int) -> bytes:
 
 
 def answer(packet: bytes) -> tuple[int, Destination | None]:
-    """Returns (UNKNOWN, LEFT or CHOSEN; the endpoint that was chosen)."""
+    """Returns (UNKNOWN, CHOSEN or a key of WHY_LEFT; the endpoint that was chosen)."""
     data, _, _, found = _QUESTION.unpack(packet[14 : 14 + _QUESTION.size])
     key = key_of(data)
     return found, Destination(key.ip, key.port) if found == CHOSEN else None

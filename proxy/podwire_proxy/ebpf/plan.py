@@ -252,6 +252,16 @@ class Planner:
             self.mirror.pop(key, None)
         self.mirror.update(plan.held)
 
+    def parted(self, plan: Plan) -> list[tuple[Key, frozenset[Destination]]]:
+        """Returns the frontends that `plan` drops, or takes endpoints from, with those endpoints. Call it before
+        `committed`.
+        """
+        found = [(key, frozenset(held.destinations)) for key in plan.drop if (held := self.mirror.get(key))]
+        for key, now in plan.held.items():
+            if (held := self.mirror.get(key)) and (ends := frozenset(held.destinations) - set(now.destinations)):
+                found.append((key, ends))
+        return found
+
     def rule_counts(self) -> dict[str, int]:
         counts = self.beneath.rule_counts()
         return {**counts, "socket hooks": len(self.mirror)} if self.on else counts

@@ -9,13 +9,13 @@ import ctypes
 import errno
 import os
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from enum import IntEnum
 from pathlib import Path
 
 from .elf import MapSpec, storage_types
 
-SK_STORAGE = 24
+PERCPU_HASH, PERCPU_ARRAY, SK_STORAGE = 5, 6, 24
 _NUMBERS = {"x86_64": 321, "aarch64": 280}
 _libc = ctypes.CDLL(None, use_errno=True)
 ATTRIBUTES = 128  # bytes; the kernel takes more than it knows, as long as the rest is zero
@@ -228,6 +228,24 @@ def dump(fd: int, spec: MapSpec) -> Iterator[tuple[bytes, bytes]]:
         if code:
             return
         before, after = after, bytearray(len(after))
+
+
+def possible_cpus() -> int:
+    """Returns the number of CPUs for which a map that is kept for each CPU has a value."""
+    last = Path("/sys/devices/system/cpu/possible").read_text().strip().rpartition(",")[2].rpartition("-")[2]
+    return int(last) + 1
+
+
+def sums(fd: int, spec: MapSpec) -> Iterator[tuple[bytes, int]]:
+    """Yields (key, the sum over all CPUs) of a map of numbers of 64 bits that is kept for each CPU."""
+    cpus = possible_cpus()
+    whole = spec._replace(value_size=8 * cpus)
+    found: Iterable[tuple[bytes, bytes]] = dump(fd, whole)
+    if spec.kind == PERCPU_ARRAY:
+        keys = (struct.pack("<I", index) for index in range(spec.max_entries))
+        found = ((key, lookup(fd, key, whole.value_size) or bytes(whole.value_size)) for key in keys)
+    for key, value in found:
+        yield key, sum(struct.unpack(f"<{cpus}Q", value))
 
 
 def cgroup_of(link: int) -> int:

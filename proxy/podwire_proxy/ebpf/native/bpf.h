@@ -18,11 +18,13 @@ enum { AF_INET = 2, AF_INET6 = 10 };
 
 enum { TCP = 6, UDP = 17 };
 
-enum { HASH = 1, ARRAY = 2, LRU_HASH = 9, SK_STORAGE = 24 };
+enum { HASH = 1, ARRAY = 2, PERCPU_HASH = 5, PERCPU_ARRAY = 6, LRU_HASH = 9, SK_STORAGE = 24 };
 
 enum { NO_PREALLOC = 1, MMAPABLE = 1 << 10 };
 
 enum { CREATE = 1 }; /* of sk_storage_get */
+
+enum { NEW_ONLY = 1 }; /* of map_update */
 
 /* The loader reads these from the section "maps", and puts the map's descriptor where a program
  * takes the address of one. */

@@ -47,7 +47,20 @@ struct client {
 
 enum { POD = 1, NODE = 2 };
 
-enum { UNKNOWN, LEFT, SERVED }; /* no frontend; nftables serves it; an endpoint was chosen */
+/*
+ * The answers. UNKNOWN: the address is no frontend's. SERVED: an endpoint was chosen. All others: nftables serves the
+ * frontend, and why. maps.py has their names.
+ */
+enum {
+	UNKNOWN,
+	SERVED,
+	UNSERVED, /* the plan leaves this frontend, for clients of this kind */
+	STRANGER, /* the namespace is not a client's */
+	BOUND, /* the socket is bound to a device, or to an address that is not the pod's */
+	NESTED, /* the endpoint is itself an address of a Service */
+	FULL, /* the socket has no memory left for one more Service */
+	CHANGING, /* the frontend or its endpoints change just now */
+};
 
 #define SERVICES (1 << 17)
 #define ENDPOINTS (1 << 20)
@@ -77,12 +90,13 @@ INLINE int find(struct place *dialled, u32 who, struct block *block)
 	if (!service)
 		return UNKNOWN;
 	word = *(volatile u64 *)&service->word;
-	if (!(word >> 48 & who) || !same(service->key.ip, dialled->ip) ||
-	    service->key.port != dialled->port)
-		return LEFT;
+	if (!same(service->key.ip, dialled->ip) || service->key.port != dialled->port)
+		return CHANGING;
+	if (!(word >> 48 & who))
+		return UNSERVED;
 	block->base = word;
 	block->count = word >> 32 & 0xffff;
-	return block->count ? SERVED : LEFT;
+	return block->count ? SERVED : UNSERVED;
 }
 
 INLINE int take(u32 index, struct place *to, u8 protocol)
@@ -90,7 +104,7 @@ INLINE int take(u32 index, struct place *to, u8 protocol)
 	struct endpoint *endpoint = map_lookup(&endpoints, &index);
 
 	if (!endpoint)
-		return LEFT;
+		return CHANGING;
 	to->ip[0] = endpoint->ip[0];
 	to->ip[1] = endpoint->ip[1];
 	to->ip[2] = endpoint->ip[2];
@@ -98,7 +112,7 @@ INLINE int take(u32 index, struct place *to, u8 protocol)
 	to->port = endpoint->port;
 	to->protocol = protocol;
 	to->zero = 0;
-	return to->port ? SERVED : LEFT;
+	return to->port ? SERVED : CHANGING;
 }
 
 /* An endpoint that is itself an address of a Service is for nftables, which would see that Service.
@@ -106,8 +120,8 @@ INLINE int take(u32 index, struct place *to, u8 protocol)
 INLINE int choose(const struct block *block, u32 random, struct place *to, u8 protocol)
 {
 	if (take(block->base + random % block->count, to, protocol) != SERVED)
-		return LEFT;
-	return map_lookup(&services, to) ? LEFT : SERVED;
+		return CHANGING;
+	return map_lookup(&services, to) ? NESTED : SERVED;
 }
 
 /* random: any number; equal numbers choose equal endpoints. */

@@ -10,6 +10,7 @@
  */
 #include "bpf.h"
 #include "look.h"
+#include "count.h"
 
 #define REMEMBERED 16 /* a power of two */
 #define FRESH 30000000000ULL /* ns; an answer may come for this long: conntrack's time for UDP */
@@ -82,26 +83,40 @@ INLINE int mapped(const struct place *place)
 }
 
 /*
- * Whose socket it is; 0: not one that these hooks may serve. A source that the program bound itself
+ * Whose socket it is: SERVED, or why these hooks may not serve it. A source that the program bound itself
  * must be the pod's own: for any other, nftables may masquerade. Of the node none may be bound: the
  * source that the route to the endpoint chooses equals a masqueraded one.
  */
-INLINE u32 whose(struct bpf_sock_addr *ctx, int ip4)
+INLINE int whose(struct bpf_sock_addr *ctx, int ip4, u32 *who)
 {
 	u64 cookie = netns_cookie(ctx);
 	struct client *client = map_lookup(&clients, &cookie);
 	struct bpf_sock *sk = ctx->sk;
 	u32 ip[4];
 
-	if (!client || !sk || sk->bound_dev_if)
-		return 0;
+	if (!client)
+		return STRANGER;
+	*who = client->who;
+	if (!sk || sk->bound_dev_if)
+		return BOUND;
 	if (ip4)
-		return !sk->src_ip4 || sk->src_ip4 == client->ip4 ? client->who : 0;
+		return !sk->src_ip4 || sk->src_ip4 == client->ip4 ? SERVED : BOUND;
 	ip[0] = sk->src_ip6[0];
 	ip[1] = sk->src_ip6[1];
 	ip[2] = sk->src_ip6[2];
 	ip[3] = sk->src_ip6[3];
-	return !(ip[0] | ip[1] | ip[2] | ip[3]) || same(ip, client->ip6) ? client->who : 0;
+	return !(ip[0] | ip[1] | ip[2] | ip[3]) || same(ip, client->ip6) ? SERVED : BOUND;
+}
+
+/* The client's block of endpoints; else why nftables serves the socket. */
+INLINE int admitted(struct bpf_sock_addr *ctx, struct place *from, struct block *block)
+{
+	u32 who = 0;
+	int found = whose(ctx, mapped(from), &who);
+
+	if (found == SERVED)
+		return find(from, who, block);
+	return map_lookup(&services, from) ? found : UNKNOWN;
 }
 
 INLINE struct memory *remember(struct bpf_sock_addr *ctx, u64 flags)
@@ -111,24 +126,31 @@ INLINE struct memory *remember(struct bpf_sock_addr *ctx, u64 flags)
 
 INLINE int connected(struct bpf_sock_addr *ctx, struct place *from, struct place *to)
 {
-	u32 who = from->protocol == TCP || from->protocol == UDP ? whose(ctx, mapped(from)) : 0;
-	int found = who ? look(from, who, prandom_u32(), to) : LEFT;
-	struct memory *held = remember(ctx, found == SERVED ? CREATE : 0);
+	struct memory *held;
+	struct block block;
+	int found = UNKNOWN;
 
-	if (!held)
-		return LEFT;
-	held->connected.at = found == SERVED ? ktime_get_ns() : 0;
-	if (found != SERVED)
-		return LEFT;
-	held->connected.from = *from;
-	held->connected.to = *to;
-	if (from->protocol == UDP) {
-		u64 cookie = socket_cookie(ctx);
-		struct dialled one = {.from = *from, .to = *to, .at = held->connected.at};
+	if (from->protocol == TCP || from->protocol == UDP)
+		found = admitted(ctx, from, &block);
+	if (found == SERVED)
+		found = choose(&block, prandom_u32(), to, from->protocol);
+	held = remember(ctx, found == SERVED ? CREATE : 0);
+	if (held)
+		held->connected.at = found == SERVED ? ktime_get_ns() : 0;
+	else if (found == SERVED)
+		found = FULL;
+	if (found == SERVED && held) {
+		held->connected.from = *from;
+		held->connected.to = *to;
+		if (from->protocol == UDP) {
+			u64 cookie = socket_cookie(ctx);
+			struct dialled one = {.from = *from, .to = *to, .at = held->connected.at};
 
-		map_update(&dialling, &cookie, &one, 0);
+			map_update(&dialling, &cookie, &one, 0);
+		}
 	}
-	return SERVED;
+	count(from, to, found);
+	return found;
 }
 
 INLINE int equal(const struct place *a, const struct place *b)
@@ -156,36 +178,49 @@ INLINE int member(const struct block *block, const struct place *to)
  * frontend has one place in the memory, found without a search; while another one uses the place,
  * nftables serves.
  */
-INLINE int sent(struct bpf_sock_addr *ctx, struct place *from, struct place *to)
+INLINE int kept(struct bpf_sock_addr *ctx, struct place *from, struct place *to, int *again)
 {
 	u32 mixed = from->ip[3] * 2654435761u ^ from->ip[2] ^ from->port * 40503u;
 	u64 now = ktime_get_ns();
 	struct dialled *one;
 	struct block block;
 	struct memory *held;
-	u32 who = from->protocol == UDP ? whose(ctx, mapped(from)) : 0;
+	int found = from->protocol == UDP ? admitted(ctx, from, &block) : UNKNOWN;
 	int fresh;
 
-	if (!who || find(from, who, &block) != SERVED)
-		return LEFT;
+	if (found != SERVED)
+		return found;
 	held = remember(ctx, CREATE);
 	if (!held)
-		return LEFT;
+		return FULL;
 	one = &held->sent[mixed >> 16 & (REMEMBERED - 1)];
 	fresh = one->at && now - one->at < FRESH;
 	if (fresh && !equal(&one->from, from))
-		return LEFT;
+		return FULL;
 	if (fresh && member(&block, &one->to)) {
 		one->at = now;
 		*to = one->to;
+		*again = 1;
 		return SERVED;
 	}
-	if (choose(&block, prandom_u32(), to, UDP) != SERVED)
-		return LEFT;
+	found = choose(&block, prandom_u32(), to, UDP);
+	if (found != SERVED)
+		return found;
 	one->from = *from;
 	one->to = *to;
 	one->at = now;
 	return SERVED;
+}
+
+/* A choice counts once; a datagram that nftables serves counts each time. */
+INLINE int sent(struct bpf_sock_addr *ctx, struct place *from, struct place *to)
+{
+	int again = 0;
+	int found = kept(ctx, from, to, &again);
+
+	if (!again)
+		count(from, to, found);
+	return found;
 }
 
 /* Who sent the datagram, or is at the other end: the address that was dialled. */
@@ -196,7 +231,7 @@ INLINE int shown(struct bpf_sock_addr *ctx, struct place *peer, int datagram)
 	u32 n;
 
 	if (!held)
-		return LEFT;
+		return UNKNOWN;
 	if (held->connected.at && equal(&held->connected.to, peer)) {
 		*peer = held->connected.from;
 		return SERVED;
@@ -207,7 +242,7 @@ INLINE int shown(struct bpf_sock_addr *ctx, struct place *peer, int datagram)
 			use = one;
 	}
 	if (!use)
-		return LEFT;
+		return UNKNOWN;
 	*peer = use->from;
 	return SERVED;
 }
