@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "tunnel": ("podwire.commands.publish", "tunnel", "Every LoadBalancer Service at a free port of this machine."),
     "open": ("podwire.commands.publish", "open_", "Print the URL of a Service for a browser on this machine."),
     "explain": ("podwire.commands.explain", "explain_", "Say what becomes of a packet, step by step, and why."),
+    "drops": ("podwire.commands.drops", "drops", "Packets that the kernel drops, with the reason, as they happen."),
     "node-walk": ("podwire.commands.explain", "node_walk", "Answer `podwire explain` about this node."),
     "flows": ("podwire.commands.flows", "flows", "Who connects to whom, what failed, and why."),
     "nft": ("podwire.commands.nft", "group", "The ruleset of a node, with the Service or pod of each element."),

@@ -13,8 +13,13 @@ from dataclasses import dataclass
 
 Version = tuple[int, int]
 
-CAP_NET_ADMIN, CAP_SYS_ADMIN, CAP_BPF = 12, 21, 39  # linux/capability.h
-_CAPABILITIES = {CAP_NET_ADMIN: "CAP_NET_ADMIN", CAP_SYS_ADMIN: "CAP_SYS_ADMIN", CAP_BPF: "CAP_BPF"}
+CAP_NET_ADMIN, CAP_SYS_ADMIN, CAP_PERFMON, CAP_BPF = 12, 21, 38, 39  # linux/capability.h
+_CAPABILITIES = {
+    CAP_NET_ADMIN: "CAP_NET_ADMIN",
+    CAP_SYS_ADMIN: "CAP_SYS_ADMIN",
+    CAP_PERFMON: "CAP_PERFMON",
+    CAP_BPF: "CAP_BPF",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +112,9 @@ BPF_SOCKET_HOOKS = Feature(
 )
 BPF_CGROUP_SOCK_ADDR = Feature("eBPF at connect of a cgroup", (4, 17), ("BPF_SYSCALL", "CGROUP_BPF"), CAP_BPF)
 BPF_RING_BUFFER = Feature("eBPF ring buffer", (5, 8), ("BPF_SYSCALL",), CAP_BPF)
+BPF_DROP_REASONS = Feature(
+    "reasons of dropped packets at a tracepoint", (5, 17), ("BPF_EVENTS", "DEBUG_INFO_BTF"), CAP_PERFMON
+)
 BPF_TCX = Feature("eBPF at tcx", (6, 6), ("BPF_SYSCALL", "NET_XGRESS"), CAP_BPF)
 BPF_NETFILTER = Feature("eBPF at netfilter hooks", (6, 4), ("BPF_SYSCALL", "NETFILTER_BPF_LINK"), CAP_BPF)
 BTF = Feature("types of the kernel (BTF)", (5, 4), ("DEBUG_INFO_BTF",), CAP_BPF)
@@ -143,7 +151,9 @@ def explain(feature: Feature, kernel: Kernel) -> str:
     reason = judge(feature, kernel)
     if reason:
         return reason
-    enough = {feature.capability, CAP_SYS_ADMIN} if feature.capability == CAP_BPF else {feature.capability}
+    enough = (
+        {feature.capability, CAP_SYS_ADMIN} if feature.capability in (CAP_BPF, CAP_PERFMON) else {feature.capability}
+    )
     if feature.capability and not any(kernel.capabilities >> one & 1 for one in enough):
         return f"{feature.name}: this process lacks {_CAPABILITIES[feature.capability]}"
     modules = [o for o in feature.options if (kernel.options or {}).get(o) == "m"]

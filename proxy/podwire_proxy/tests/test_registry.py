@@ -32,6 +32,7 @@ ALLOWED = {
     ("app/podwire/explain/legacy.py", "iptables"): "parses rules of iptables-legacy, whoever wrote them",
     ("app/podwire/deploy/image.py", "iptables"): "the name of Debian's package",
     ("app/podwire/compiled.py", "ebpf"): "the folder of a program that clang compiles",
+    ("app/podwire/drops/watch.py", "ebpf"): "a tracer that is made of eBPF, whatever the proxy's backend is",
     ("app/podwire/cluster/hooks.py", "ebpf"): "it makes what this backend alone needs: cgroups and a bpffs",
     ("app/podwire/report/collect.py", "iptables"): "the program, whose version a report tells",
     ("proxy/podwire_proxy/config.py", "nftables"): "the default of a setting",

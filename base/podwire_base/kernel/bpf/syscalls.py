@@ -33,6 +33,7 @@ class _Command(IntEnum):
     OBJ_GET = 7
     PROG_TEST_RUN = 10
     OBJ_GET_INFO_BY_FD = 15
+    RAW_TRACEPOINT_OPEN = 17
     BTF_LOAD = 18
     MAP_LOOKUP_BATCH = 24
     MAP_UPDATE_BATCH = 26
@@ -46,6 +47,7 @@ class Kind(IntEnum):
     """Types of programs."""
 
     SCHED_CLS = 3
+    RAW_TRACEPOINT = 17
     CGROUP_SOCK_ADDR = 18
 
 
@@ -148,6 +150,14 @@ def run(fd: int, packet: bytes) -> tuple[int, bytes]:
 def attach_to_cgroup(program: int, cgroup: int, attach_type: int) -> int:
     """Returns the descriptor of a link. The program runs as long as the link or a pin of it exists."""
     return _descriptor(_Command.LINK_CREATE, "IIII", program, cgroup, attach_type, 0)
+
+
+def open_tracepoint(name: str, program: int) -> int:
+    """Returns the descriptor of a program's place at a raw tracepoint: it runs until the descriptor is closed. Raises
+    OSError, EINVAL if the program asks for more arguments than the tracepoint has.
+    """
+    words = bytearray(name.encode() + b"\0")
+    return _descriptor(_Command.RAW_TRACEPOINT_OPEN, "QI", _address(words), program)
 
 
 def replace(link: int, program: int) -> None:

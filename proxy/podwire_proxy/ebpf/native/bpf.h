@@ -18,7 +18,15 @@ enum { AF_INET = 2, AF_INET6 = 10 };
 
 enum { TCP = 6, UDP = 17 };
 
-enum { HASH = 1, ARRAY = 2, PERCPU_HASH = 5, PERCPU_ARRAY = 6, LRU_HASH = 9, SK_STORAGE = 24 };
+enum {
+	HASH = 1,
+	ARRAY = 2,
+	PERCPU_HASH = 5,
+	PERCPU_ARRAY = 6,
+	LRU_HASH = 9,
+	SK_STORAGE = 24,
+	RINGBUF = 27,
+};
 
 enum { NO_PREALLOC = 1, MMAPABLE = 1 << 10 };
 
@@ -77,5 +85,8 @@ static u32 (*prandom_u32)(void) = (void *)7;
 static u64 (*socket_cookie)(void *ctx) = (void *)46;
 static void *(*sk_storage_get)(void *map, void *sk, void *value, u64 flags) = (void *)107;
 static u64 (*netns_cookie)(void *ctx) = (void *)122;
+static long (*probe_read_kernel)(void *to, u32 size, const void *from) = (void *)113;
+static void *(*ringbuf_reserve)(void *map, u64 size, u64 flags) = (void *)131;
+static void (*ringbuf_submit)(void *record, u64 flags) = (void *)132;
 
 #endif
