@@ -38,6 +38,7 @@ def missing() -> list[Missing]:
         ("podwire-pause", cni.is_compiled("podwire-pause"), cni.FOLDER, "a pod takes 10 MB more"),
         ("podwire-beat", role.beat_program() is not None, role.FOLDER, "an image has no probes"),
         ("podwire-echo", runtime.echo_binary() is not None, runtime.NATIVE, "the test server starts 50 ms later"),
+        ("bypass.bpf", ebpf.code("bypass") is not None, ebpf.FOLDER, "--ebpf-bypass has no effect"),
         ("drops.bpf", ebpf.code("drops") is not None, ebpf.FOLDER, "podwire drops cannot run"),
         ("sock.bpf", ebpf.code("sock") is not None, ebpf.FOLDER, "--backend ebpf has nftables serve everything"),
     )

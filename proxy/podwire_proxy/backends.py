@@ -24,7 +24,13 @@ from .tally import Counting, Tallies
 
 ALL: tuple[AnyBackend, ...] = (Nftables(), Iptables(), Ebpf())  # the first backend is the default
 
-PLACES = ("ebpf_cgroup", "ebpf_bpffs", "require_ebpf", "run_dir")  # fields that a backend may read besides its settings
+PLACES = (
+    "ebpf_cgroup",
+    "ebpf_bpffs",
+    "require_ebpf",
+    "run_dir",
+    "ebpf_bypass",
+)  # fields that a backend may read besides its settings
 
 
 def names() -> tuple[str, ...]:
@@ -69,6 +75,8 @@ def check(config: ProxyConfig) -> None:
             raise ConfigError(f"{field}: {value!r} is not known; use {' or '.join(map(repr, known))}")
     if config.require_ebpf and config.backend != Ebpf.name:
         raise ConfigError(f"require_ebpf: needs backend '{Ebpf.name}', not {config.backend!r}")
+    if config.ebpf_bypass and config.backend != Ebpf.name:
+        raise ConfigError(f"ebpf_bypass: needs backend '{Ebpf.name}', not {config.backend!r}")
     check_others(config)
 
 

@@ -47,6 +47,7 @@ class ProxyConfig:
     of the pages; else try again. oom_score_adj: of this process; 0: no change. ebpf_cgroup, ebpf_bpffs: for the backend
     ebpf, the cgroup at which the socket hooks sit ("": the root of the machine's cgroup2) and the bpffs with their pins
     ("": /sys/fs/bpf). require_ebpf: with the backend ebpf, end if the hooks cannot run; else nftables serves all.
+    ebpf_bypass: with the backend ebpf, packets from pod to pod of the node pass the host's stack by.
 
     An IP address without a port gets kube-proxy's port, 10249 or 10256.
     """
@@ -80,6 +81,7 @@ class ProxyConfig:
     ebpf_cgroup: str = ""
     ebpf_bpffs: str = ""
     require_ebpf: bool = False
+    ebpf_bypass: bool = False
 
     def __post_init__(self) -> None:
         for name, port in (("metrics_address", METRICS_PORT), ("healthz_address", HEALTHZ_PORT)):

@@ -520,6 +520,7 @@ def _backend_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--local-interface", help="The bridge, or the interfaces' prefix, for --detect-local.")
 @click.option("--localhost-node-ports", is_flag=True, help="Serve NodePorts on 127.0.0.1 too (IPv4).")
 @click.option("--require-ebpf", is_flag=True, help="With --backend ebpf: end if the socket hooks cannot run.")
+@click.option("--ebpf-bypass", is_flag=True, help="With --backend ebpf: pods' packets pass the host's stack by.")
 @click.option("--ebpf-cgroup", help="The cgroup at which the socket hooks sit. [the root of the machine's cgroup2]")
 @click.option("--ebpf-bpffs", help="The bpffs with the pins of the hooks. [/sys/fs/bpf]")
 @click.option("--masquerade-all", is_flag=True, help="Masquerade all traffic to ClusterIPs.")

@@ -67,6 +67,12 @@ def metrics(found: Tallies, frontend: Callable[[Key], Frontend | None]) -> Itera
     yield f"{prefix}_uncounted_total", "counter", [({}, found.uncounted)]
 
 
+def passed(packets: int, size: int) -> Iterator[Figures]:
+    """Yields the families of the bypass. size: in bytes."""
+    yield "podwire_proxy_bypass_packets_total", "counter", [({}, packets)]
+    yield "podwire_proxy_bypass_bytes_total", "counter", [({}, size)]
+
+
 def _shown(counted: Counter[tuple[str, ...]], last: str) -> list[tuple[dict[str, str], float]]:
     most = counted.most_common()
     rows: list[tuple[dict[str, str], float]] = [

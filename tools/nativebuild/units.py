@@ -102,6 +102,7 @@ OBJECTS = (
         ("bpf.h", "look.h", "count.h", "sock.bpf.c"),
         "nothing: --backend ebpf has nftables serve everything",
     ),
+    Object("bypass.bpf.o", EBPF, ("bpf.h", "look.h", "bypass.bpf.c"), "nothing: pods' packets take the usual way"),
     Object("drops.bpf.o", EBPF, ("bpf.h", "drops.bpf.c"), "nothing: `podwire drops` cannot run"),
 )
 

@@ -7,6 +7,7 @@ The bpffs is in the cluster's run directory and ends with it (mounts.py).
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from .config import ClusterConfig
 
 log = logs.get("cluster")
 NOWHERE = Path("/nonexistent")
+BYPASS = "PODWIRE_EBPF_BYPASS"  # the environment variable that puts the proxy's --ebpf-bypass on
 
 
 def wanted(config: ClusterConfig) -> bool:
@@ -39,7 +41,8 @@ def prepare(config: ClusterConfig, node: str) -> tuple[tuple[str, str, str], ...
         places.bpffs(str(pins))
     except OSError as err:
         log.warn("no bpffs for the socket hooks", error=str(err))
-    return ("proxy", "ebpf_cgroup", str(cgroup)), ("proxy", "ebpf_bpffs", str(pins))
+    made = ("proxy", "ebpf_cgroup", str(cgroup)), ("proxy", "ebpf_bpffs", str(pins))
+    return (*made, ("proxy", "ebpf_bypass", "true")) if os.environ.get(BYPASS) == "1" else made
 
 
 def join(config: ClusterConfig, node: str, work: Callable[[], None]) -> None:

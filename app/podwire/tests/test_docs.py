@@ -22,11 +22,14 @@ from podwire_dns.cache import Cache
 from podwire_dns.feed import ApiCalls
 from podwire_dns.metrics import BOUNDS, HEALTH_BOUNDS, PROGRAMMING_BOUNDS, Tally
 from podwire_dns.testing.builders import CONFIG, conformance_zone
+from podwire_proxy import tally as tallies
 from podwire_proxy.backend import dry_run
 from podwire_proxy.backends import choose
+from podwire_proxy.dataplane import Frontend, Key
 from podwire_proxy.metrics import Metrics
 from podwire_proxy.testing import table
 from podwire_proxy.testing.builders import endpoint_slice, port, service
+from podwire_proxy.verdict import NO_ENDPOINTS
 
 ROOT = Path(__file__).parents[3]
 ROOMS = (
@@ -231,6 +234,10 @@ def exposed(page: str) -> dict[str, tuple[str, set[str]]]:
 def proxy_page(backend: str) -> str:
     made = Metrics(names=choose(backend).metrics, rules=lambda: {("ip", "nat"): 1}, mended=lambda: {"wiring": 1})
     made.healthz[200] = made.livez[200] = 1
+    key = Key("10.96.0.20", "TCP", 80)
+    web = Frontend(key, "ClusterIP", "default/web", NO_ENDPOINTS, None, "off-cluster")
+    counted = tallies.Tallies((tallies.Tally(key, None, "", 1),), 1, {"unserved": 1}, 1)
+    made.own = (*tallies.metrics(counted, {key: web}.get), *tallies.passed(1, 60))
     return made.render()
 
 

@@ -29,13 +29,15 @@ class Ebpf:
     """Implements the protocol backend.Backend: socket hooks over the nftables backend, whose rules are loaded whole.
 
     cgroup: where the hooks sit; "": the root of the machine's cgroup2. bpffs: where the pins are; "": /sys/fs/bpf.
-    require: refuse to start where the hooks cannot run. run_dir: of the node, where pod wiring names the pods.
+    require: refuse to start where the hooks cannot run. run_dir: of the node, where pod wiring names the pods. bypass:
+    packets from pod to pod of the node pass the host's stack by.
     """
 
     cgroup: str = ""
     bpffs: str = ""
     require: bool = False
     run_dir: str = ""
+    bypass: bool = False
 
     name = "ebpf"
     place = "socket hooks"
@@ -49,6 +51,7 @@ class Ebpf:
             values.get("ebpf_bpffs", self.bpffs),
             values.get("require_ebpf", str(self.require)) == "True",
             values.get("run_dir", self.run_dir),
+            values.get("ebpf_bypass", str(self.bypass)) == "True",
         )
 
     def planner(self, family: Family, node: NodeInfo) -> Planner:
@@ -62,7 +65,7 @@ class Ebpf:
 
     def kernel(self, planners: Sequence[Planner], ns_fd: int | None = None) -> kernel.Kernel:
         Nftables().kernel([planner.beneath for planner in planners], ns_fd).close()  # it says what the kernel lacks
-        made = kernel.Kernel(planners, ns_fd, self.cgroup, self.bpffs, self.run_dir)
+        made = kernel.Kernel(planners, ns_fd, self.cgroup, self.bpffs, self.run_dir, bypass=self.bypass)
         if made.problem and self.require:
             made.close()
             raise OSError(errno.EOPNOTSUPP, f"--require-ebpf: socket hooks: {made.problem}")

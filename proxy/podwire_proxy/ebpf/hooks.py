@@ -162,6 +162,11 @@ class Hooks:
         bpf.delete_many(self._maps["counts"], rows)
 
     @property
+    def services(self) -> int:
+        """The descriptor of the map of frontends."""
+        return self._maps["services"]
+
+    @property
     def memory(self) -> int:
         """The descriptor of the sockets' memory."""
         return self._maps["memory"]

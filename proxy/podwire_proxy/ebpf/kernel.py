@@ -14,10 +14,11 @@ from pathlib import Path
 from podwire_base import native as built
 from podwire_base.kernel.bpf import elf
 from podwire_base.kernel.ip import FAMILIES, Family
+from podwire_base.kernel.nft import socket as nft_socket
 from podwire_base.kernel.reasons import Reason
-from podwire_base.role import logs
+from podwire_base.role import hostports, logs
 from podwire_base.role.counts import Counts
-from podwire_base.role.features import BPF_SOCKET_HOOKS, explain, judge
+from podwire_base.role.features import BPF_SOCKET_HOOKS, BPF_TCX, explain, judge
 from podwire_base.role.features import Kernel as Host
 from podwire_base.role.kernelconfig import running
 
@@ -26,9 +27,10 @@ from ..dataplane import Frontend, Key
 from ..iptables.watch import Timer
 from ..model import Destination, is_v6
 from ..nftables import kernel as nftables
-from ..tally import Tallies, metrics
+from ..tally import Tallies, metrics, passed
 from . import hooks as bpf_hooks
 from . import maps, native, places, sockets, tally
+from .bypass import Bypass
 from .hooks import Hooks
 from .live import Hooks as LiveHooks
 from .maps import Client
@@ -70,15 +72,61 @@ def load(cgroup: str, bpffs: str, ns_fd: int | None) -> Hooks:
     return made
 
 
+def load_bypass(services: int, ns_fd: int | None) -> Bypass:
+    """Raises OSError, which says what is missing."""
+    code = native.code("bypass")
+    if code is None:
+        raise OSError(errno.ENOEXEC, f"its program is not built: {built.reason(native.FOLDER, 'bypass')}")
+    if why := judge(BPF_TCX, running()):
+        raise OSError(errno.EOPNOTSUPP, why)
+    made = Bypass(elf.parse(code), services, ns_fd)
+    try:
+        made.judge()
+    except BaseException:
+        made.close()
+        raise
+    return made
+
+
+class Policies:
+    """Hears of changed rules, and has the bypass look at network policies. Implements backend.Watch."""
+
+    def __init__(self, bypass: Bypass, ns_fd: int | None) -> None:
+        self._bypass, self._commits = bypass, nft_socket.Commits(0, ns_fd)
+
+    def fileno(self) -> int:
+        return self._commits.fileno()
+
+    def changed(self) -> bool:
+        self._commits.changed()
+        try:
+            self._bypass.judge()
+        except OSError as err:
+            log.warn("network policies could not be read: no packet passes by", error=str(err))
+            self._bypass.stop()
+        return False
+
+    def close(self) -> None:
+        self._commits.close()
+
+
 class Kernel:
     """run_dir: where pod wiring names the pods' namespaces; "": `admit` names them."""
 
     def __init__(
-        self, planners: Sequence[Planner], ns_fd: int | None, cgroup: str, bpffs: str, run_dir: str = ""
+        self,
+        planners: Sequence[Planner],
+        ns_fd: int | None,
+        cgroup: str,
+        bpffs: str,
+        run_dir: str = "",
+        *,
+        bypass: bool = False,
     ) -> None:
         self._ns_fd = ns_fd
         cidrs = planners[0].node.pod_cidrs if planners else ()
-        self.pods = Pods(Path(run_dir), cidrs, self.admit) if run_dir else None
+        self._run_dir = Path(run_dir)
+        self.pods = Pods(self._run_dir, cidrs, self.admit) if run_dir else None
         self.beneath = nftables.Tables(ns_fd)
         self.hooks: Hooks | None = None
         self.spaces: Callable[[], Iterable[str | int]] = self.pods.paths if self.pods else lambda: ()
@@ -95,12 +143,28 @@ class Kernel:
                 self.pods.look()
         for planner in planners:
             planner.on = self.hooks is not None
+        self.bypass: Bypass | None = None
+        self._no_bypass = ""  # why it is off though asked for
+        if bypass and self.hooks is not None:
+            try:
+                self.bypass = load_bypass(self.hooks.services, ns_fd)
+            except OSError as err:
+                self._no_bypass = err.strerror or str(err)
+                log.warn("the bypass is off; pods' packets take the usual way", problem=self._no_bypass)
 
     @property
     def told(self) -> tuple[str, ...]:
         if self.hooks is None:
             return (f"{OFF}, nftables serves everything: {self.problem}",)
-        return (f"socket hooks: on, for {self.hooks.served} namespaces",)
+        hooks = f"socket hooks: on, for {self.hooks.served} namespaces"
+        return hooks, *([f"bypass: {self._bypass_told}"] if self._bypass_told else [])
+
+    @property
+    def _bypass_told(self) -> str:
+        if self.bypass is None:
+            return f"off, {self._no_bypass}" if self._no_bypass else ""
+        slow = "".join(f", {number} slow ({why})" for why, number in sorted(self.bypass.slow.items()))
+        return f"on, for {self.bypass.fast} pods{slow}"
 
     @property
     def no_notifications(self) -> bool:
@@ -170,7 +234,26 @@ class Kernel:
 
     def watch(self, planners: Sequence[Planner]) -> Sequence[Watch]:
         found: list[Watch] = [*self.beneath.watch([planner.beneath for planner in planners])]
-        return [*found, Timer(self.pods.look)] if self.pods is not None and self.hooks is not None else found
+        if self.pods is None or self.hooks is None:
+            return found
+        if self.bypass is not None:
+            found.append(Policies(self.bypass, self._ns_fd))
+            self.bypass.judge()  # a policy may have come before this watch
+        return [*found, Timer(self._look)]
+
+    def _look(self) -> bool:
+        assert self.pods is not None
+        self.pods.look()
+        if self.bypass is not None:
+            try:
+                doors = hostports.decode(hostports.path(self._run_dir).read_text())
+            except OSError:
+                doors = ()  # no pod of the node has a hostPort
+            try:
+                self.bypass.look(self.pods.spaces(), doors)
+            except OSError as err:
+                log.warn("the bypass does not follow the pods", error=str(err))
+        return False
 
     def counts(self, planners: Sequence[Planner]) -> Sequence[Counts]:
         return self.beneath.counts([planner.beneath for planner in planners])
@@ -186,7 +269,10 @@ class Kernel:
         def frontend(key: Key) -> Frontend | None:
             return next((one for planner in planners if (one := planner.frontends.get(key))), None)
 
-        return tuple(metrics(self.hooks.tallies(), frontend))
+        found = list(metrics(self.hooks.tallies(), frontend))
+        if self.bypass is not None:
+            found += passed(*self.bypass.passed())
+        return tuple(found)
 
     def foreign_commits(self) -> int:
         return self.beneath.foreign_commits()
@@ -195,6 +281,8 @@ class Kernel:
         return []
 
     def close(self) -> None:
+        if self.bypass is not None:
+            self.bypass.close()
         if self.hooks is not None:
             self.hooks.close()
         self.beneath.close()

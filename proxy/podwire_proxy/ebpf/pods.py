@@ -46,6 +46,10 @@ class Pods:
         self._seen = (found.st_ino, found.st_mtime_ns)
         return False
 
+    def spaces(self) -> list[PodSpace]:
+        """Returns the namespaces that are clients."""
+        return list(self._known)
+
     def paths(self) -> list[str | int]:
         """Returns the files of the namespaces that are clients."""
         return [space.path for space in self._known]

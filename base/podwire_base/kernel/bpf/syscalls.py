@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from enum import IntEnum
 from pathlib import Path
 
+from ..netns import within
 from .elf import MapSpec, storage_types
 
 PERCPU_HASH, PERCPU_ARRAY, SK_STORAGE = 5, 6, 24
@@ -150,6 +151,14 @@ def run(fd: int, packet: bytes) -> tuple[int, bytes]:
 def attach_to_cgroup(program: int, cgroup: int, attach_type: int) -> int:
     """Returns the descriptor of a link. The program runs as long as the link or a pin of it exists."""
     return _descriptor(_Command.LINK_CREATE, "IIII", program, cgroup, attach_type, 0)
+
+
+def attach_to_link(program: int, ifindex: int, attach_type: int, ns_fd: int | None = None) -> int:
+    """Returns the descriptor of a program's place at a network link (tcx): it runs until the descriptor is closed, or
+    the network link goes. ns_fd: the namespace that has the network link.
+    """
+    values = program, ifindex, attach_type, 0, 0, 0, 0
+    return within(ns_fd, lambda: _descriptor(_Command.LINK_CREATE, "IIIIIIQ", *values))
 
 
 def open_tracepoint(name: str, program: int) -> int:

@@ -88,5 +88,6 @@ static u64 (*netns_cookie)(void *ctx) = (void *)122;
 static long (*probe_read_kernel)(void *to, u32 size, const void *from) = (void *)113;
 static void *(*ringbuf_reserve)(void *map, u64 size, u64 flags) = (void *)131;
 static void (*ringbuf_submit)(void *record, u64 flags) = (void *)132;
+static long (*redirect_peer)(u32 ifindex, u64 flags) = (void *)155;
 
 #endif

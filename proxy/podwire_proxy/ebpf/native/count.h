@@ -12,8 +12,8 @@
 #define COUNTED (1 << 17)
 #define ANSWERS 16 /* more than look.h has */
 
-/* from: the frontend. to: the endpoint; or, for a frontend that was left to nftables, all zero with the
- * answer in `zero`. All zero: endpoints that are gone, which the proxy sums there. */
+/* from: the frontend. to: the endpoint; or, for a frontend that was left to nftables, all zero with
+ * the answer in `zero`. All zero: endpoints that are gone, which the proxy sums there. */
 struct counted {
 	struct place from;
 	struct place to;

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /*
- * Packets that the kernel drops, for `podwire drops`: at the raw tracepoint kfree_skb, while somebody
- * looks. The places of fields differ from kernel to kernel, so user space reads them from the
- * kernel's types (BTF) and puts them into a map: the object is the same for all kernels.
+ * Packets that the kernel drops, for `podwire drops`: at the raw tracepoint kfree_skb, while
+ * somebody looks. The places of fields differ from kernel to kernel, so user space reads them from
+ * the kernel's types (BTF) and puts them into a map: the object is the same for all kernels.
  */
 #include "bpf.h"
 
-#define COPIED 96 /* bytes of the packet from its network header: addresses and ports, of a mapped error too */
+#define COPIED                                                                                     \
+	96 /* bytes of the packet from its network header: addresses and ports, of a mapped error  \
+	      too */
 
 /* Offsets in bytes, by structure. everywhere: also of namespaces that `spaces` does not have. */
 struct fields {
@@ -112,8 +114,9 @@ INLINE int seen(u64 skb, u64 location, u32 reason, u64 receiver)
 		event->ifindex = number(skb, at->skb_skb_iif);
 	event->length = number(skb, at->skb_len);
 	event->copied = COPIED;
-	if (probe_read_kernel(event->packet, COPIED,
-			      (void *)(pointer(skb, at->skb_head) + small(skb, at->skb_network_header))))
+	if (probe_read_kernel(
+		    event->packet, COPIED,
+		    (void *)(pointer(skb, at->skb_head) + small(skb, at->skb_network_header))))
 		event->copied = 0;
 	ringbuf_submit(event, 0);
 	return 0;

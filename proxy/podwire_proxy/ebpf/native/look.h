@@ -48,8 +48,8 @@ struct client {
 enum { POD = 1, NODE = 2 };
 
 /*
- * The answers. UNKNOWN: the address is no frontend's. SERVED: an endpoint was chosen. All others: nftables serves the
- * frontend, and why. maps.py has their names.
+ * The answers. UNKNOWN: the address is no frontend's. SERVED: an endpoint was chosen. All others:
+ * nftables serves the frontend, and why. maps.py has their names.
  */
 enum {
 	UNKNOWN,

@@ -9,8 +9,8 @@
  * address, a full memory.
  */
 #include "bpf.h"
-#include "look.h"
 #include "count.h"
+#include "look.h"
 
 #define REMEMBERED 16 /* a power of two */
 #define FRESH 30000000000ULL /* ns; an answer may come for this long: conntrack's time for UDP */
@@ -83,9 +83,9 @@ INLINE int mapped(const struct place *place)
 }
 
 /*
- * Whose socket it is: SERVED, or why these hooks may not serve it. A source that the program bound itself
- * must be the pod's own: for any other, nftables may masquerade. Of the node none may be bound: the
- * source that the route to the endpoint chooses equals a masqueraded one.
+ * Whose socket it is: SERVED, or why these hooks may not serve it. A source that the program bound
+ * itself must be the pod's own: for any other, nftables may masquerade. Of the node none may be
+ * bound: the source that the route to the endpoint chooses equals a masqueraded one.
  */
 INLINE int whose(struct bpf_sock_addr *ctx, int ip4, u32 *who)
 {
