@@ -142,3 +142,28 @@ def _digest(file: Path) -> str:
         return ""
     with open(file, "rb") as found:
         return hashlib.file_digest(found, "sha256").hexdigest()
+
+
+# ---- the client of node
+
+NODE = Path(__file__).resolve().parents[1] / "clients/node"
+
+
+def node_modules() -> Path:
+    """Return the folder of packages for NODE_PATH. npm compares each with its hash in package-lock.json. Raises
+    Unreachable.
+    """
+    lock = (NODE / "package-lock.json").read_bytes()
+    folder = CACHE / f"node-{hashlib.sha256(lock).hexdigest()}"  # a package looks for others in "node_modules" only
+    if not folder.exists():
+        CACHE.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=CACHE) as made:
+            for name in ("package.json", "package-lock.json"):
+                shutil.copyfile(NODE / name, Path(made) / name)
+            run(["npm", "ci", "--silent", "--ignore-scripts", "--omit=dev"], Path(made))
+            with contextlib.suppress(OSError):  # another process was first
+                whole = Path(made) / "whole"
+                whole.mkdir()
+                (Path(made) / "node_modules").rename(whole / "node_modules")
+                whole.rename(folder)
+    return folder / "node_modules"
