@@ -20,7 +20,7 @@ from .. import gotypes
 from ..defaults import table as defaults
 from ..rules import meta
 from ..rules import table as rules
-from ..rules.pods import warnings as pod_warnings
+from ..rules.podwarnings import warnings as pod_warnings
 
 Causes = Iterator[Cause]
 
