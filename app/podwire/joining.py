@@ -22,17 +22,16 @@ from podwire_base.kube.client.config import ClientConfig
 from podwire_base.kube.client.http import ApiClient
 from podwire_base.kube.errors import ApiError, BadAnswer, Refused
 from podwire_base.role import files
+from podwire_controlplane.certificates import bootstrap
 from podwire_controlplane.server import identity, pki
 from podwire_controlplane.server import join as server_join
 
+from . import bootstrapping
+from .bootstrapping import Distrusted
 from .settings import JOINED
 
 KUBECONFIG = "etc/podwire/node.kubeconfig"
 LAYOUT = 1
-
-
-class Distrusted(Exception):
-    """The server does not know the join token, so the machine neither trusts it nor sends the token."""
 
 
 def pending_key(kubeconfig: Path) -> str:
@@ -98,6 +97,8 @@ async def patiently(
     end = time.monotonic() + seconds
     while True:
         try:
+            if pair := bootstrap.split(token):
+                return await bootstrapping.ask(server, pair, node, key, max(1.0, end - time.monotonic()))
             return await ask(server, token, node, key)
         except ApiError as error:
             if isinstance(error, Refused) or time.monotonic() > end:

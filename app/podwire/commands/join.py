@@ -26,7 +26,7 @@ from podwire_controlplane.allocators import service_ranges
 from podwire_controlplane.server import auth, identity, pki, tokens
 from podwire_controlplane.server import join as server_join
 
-from .. import joining
+from .. import bootstrapping, joining
 from ..deploy import plan
 from .common import Failed, kubeconfig_option, with_api
 
@@ -223,7 +223,12 @@ def init(
     help="As for `podwire init`.",
 )
 @click.option("--hours", default=24.0, show_default=True, type=_HOURS, help="Hours for which the token is valid.")
-def token(node: str, data_dir: Path, hours: float) -> None:
+@click.option(
+    "--bootstrap",
+    is_flag=True,
+    help="Make a bootstrap token of Kubernetes (a Secret in kube-system); the API server must run.",
+)
+def token(node: str, data_dir: Path, hours: float, bootstrap: bool) -> None:
     """Make a join token on the cluster's first machine. With NODE, only a machine of exactly this name can join with
     it, also if the name is taken: earlier certificates of the name are then revoked.
     """
@@ -231,9 +236,13 @@ def token(node: str, data_dir: Path, hours: float) -> None:
         raise Failed(f"NODE: {why}")
     try:
         address, port = json.loads((data_dir / "api/made-for.json").read_text())[:2]
-        secret = (
-            bound_token(data_dir / "api", node, hours) if node else join_token(data_dir / "api", None, hours, new=True)
-        )
+        if bootstrap:
+            admin = str(data_dir / "admin.kubeconfig")
+            secret = with_api(admin, lambda api: bootstrapping.make(api, node, hours))
+        elif node:
+            secret = bound_token(data_dir / "api", node, hours)
+        else:
+            secret = join_token(data_dir / "api", None, hours, new=True)
     except FileNotFoundError as error:
         raise Failed(f"{data_dir} has no control plane: run `podwire init` first") from error
     except (OSError, ValueError) as error:
@@ -302,7 +311,7 @@ def join(server: str, token: str, node_name: str, root: Path, wait: float, again
                 **{f"PODWIRE_{field.upper()}": value for field, value in asdict(addresses).items()},
             }
             pki.write_private(env, plan.merged_settings(env.read_text() if env.exists() else "", given, {}))
-    except (ApiError, ConfigError, joining.Distrusted, aiohttp.ClientError) as error:
+    except (ApiError, ConfigError, bootstrapping.Distrusted, aiohttp.ClientError) as error:
         raise Failed(str(error)) from error
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise Failed(f"{server}: {error!r}") from error
@@ -316,8 +325,8 @@ def _joined(server: str, token: str, node: str, kubeconfig: Path, wait: float) -
     try:
         key = functools.partial(joining.pending_key, kubeconfig)
         authority, pair, addresses = asyncio.run(joining.patiently(server, token, node, key, wait))
-    except (Refused, joining.Distrusted) as error:
-        taken = isinstance(error, joining.Distrusted) or error.code == 409
+    except (Refused, bootstrapping.Distrusted) as error:
+        taken = isinstance(error, bootstrapping.Distrusted) or error.code == 409
         with contextlib.suppress(OSError, ValueError):
             if taken and joining.present(kubeconfig).user == identity.USER + node:
                 return None

@@ -17,6 +17,7 @@ import pytest
 from click.testing import CliRunner, Result
 from cryptography import x509
 
+from podwire import bootstrapping, joining
 from podwire.deploy import plan
 from podwire.main import cli
 from podwire_base.kube.client import config as client_config
@@ -118,6 +119,37 @@ def test_a_machine_joins(made: tuple[Path, int], tmp_path: Path) -> None:
         ("kubernetes", "10.97.0.1"),
         ("kube-dns", "10.97.0.10"),
     }
+
+
+def test_a_machine_joins_by_a_bootstrap_token(made: tuple[Path, int], tmp_path: Path) -> None:
+    """Kubernetes' own way: cluster-info signed with the token, then a CertificateSigningRequest."""
+    data, port = made
+    admin = data / "admin.kubeconfig"
+    here = tmp_path / "admin.kubeconfig"
+    here.write_text(admin.read_text().replace("192.0.2.1", "127.0.0.1"))
+
+    def token(node: str = "") -> str:
+        async def body() -> str:
+            async with ApiClient(client_config.load(here)) as api:
+                return await bootstrapping.make(api, node, 1.0)
+
+        return run(body())
+
+    first = token()
+    done = join(tmp_path / "b1", port, "--node-name", "b1", token=first)
+    assert done.exit_code == 0, done.output
+    kubeconfig = tmp_path / "b1/etc/podwire/node.kubeconfig"
+    assert joining.present(kubeconfig).user == "system:node:b1"
+    assert ask(kubeconfig, "/api/v1/nodes")["items"] == []
+    settings = plan.read_settings((tmp_path / "b1/etc/podwire/agent.env").read_text())
+    assert settings["PODWIRE_CLUSTER_CIDR"] == "10.200.0.0/16,fd00:200::/56"
+    assert join(tmp_path / "b1", port, "--node-name", "b1", "--again", token="").exit_code == 0, "a renewal"
+    taken = join(tmp_path / "other", port, "--node-name", "b1", token=first)
+    assert taken.exit_code == 1 and "is taken" in taken.output, taken.output
+    bound = join(tmp_path / "other", port, "--node-name", "b1", token=token("b1"))
+    assert bound.exit_code == 0, bound.output
+    unknown = join(tmp_path / "b3", port, "--node-name", "b3", token="abcdef.0123456789abcdef")
+    assert unknown.exit_code == 1 and "does not know the bootstrap token abcdef" in unknown.output
 
 
 def test_without_the_token_nobody_joins(made: tuple[Path, int], tmp_path: Path) -> None:

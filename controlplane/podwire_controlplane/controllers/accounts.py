@@ -1,22 +1,25 @@
 """What every namespace has for its pods: the ServiceAccount `default`, and the ConfigMap `kube-root-ca.crt` with the
 authority of the API server (serviceaccount-controller and root-ca-cert-publisher). Pure.
 
-The ConfigMap is asked for by a creation that the API refuses where there is one: a cache of all ConfigMaps would cost
-memory. So one that somebody deletes is back at the next resync.
+A ConfigMap that somebody changes or deletes is mended at once.
 """
 
 from __future__ import annotations
 
-from podwire_base.kube.meta import Object, deleting, name, namespace
+from podwire_base.kube.meta import Object, deleting, name, namespace, uid
 
 from .base import Controller, Keys, Snapshot, Write, itself
 
 DEFAULT, ROOT = "default", "kube-root-ca.crt"
-RESYNC = 300.0
+_KEY = "ca.crt"
 
 
 def _space(account: Object, _snapshot: Snapshot) -> Keys:
     return (namespace(account),) if name(account) == DEFAULT else ()
+
+
+def _root_space(found: Object, _snapshot: Snapshot) -> Keys:
+    return (namespace(found),) if name(found) == ROOT else ()
 
 
 def controllers(authority: str) -> tuple[Controller, ...]:
@@ -32,10 +35,16 @@ def controllers(authority: str) -> tuple[Controller, ...]:
         space = snapshot.get("Namespace", wanted)
         if space is None or deleting(space) or not authority:
             return []
-        made = {"metadata": {"name": ROOT}, "data": {"ca.crt": authority}}
-        return [Write("create", "ConfigMap", wanted, ROOT, made)]
+        data, found = {_KEY: authority}, snapshot.get("ConfigMap", f"{wanted}/{ROOT}")
+        if found is None:
+            return [Write("create", "ConfigMap", wanted, ROOT, {"metadata": {"name": ROOT}, "data": data})]
+        if found.get("data") == data and not found.get("binaryData"):
+            return []
+        gone = dict.fromkeys(found.get("data") or {})
+        body = {"metadata": {"uid": uid(found)}, "data": {**gone, **data}, "binaryData": None}
+        return [Write("patch", "ConfigMap", wanted, ROOT, body, "it was changed")]
 
     return (
         Controller("serviceaccounts", {"Namespace": itself, "ServiceAccount": _space}, reconcile_account),
-        Controller("rootca", {"Namespace": itself}, reconcile_root, resync=RESYNC),
+        Controller("rootca", {"Namespace": itself, "ConfigMap": _root_space}, reconcile_root),
     )

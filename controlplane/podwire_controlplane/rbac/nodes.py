@@ -15,6 +15,7 @@ from podwire_base.kube.errors import StatusError
 from podwire_base.kube.meta import Object, annotations_of, labels, name
 from podwire_base.kube.registry import Resource
 
+from ..certificates import requests
 from . import defaults
 from .references import audiences, of_pod
 from .rules import Attributes, Rule, authorize, rules_of
@@ -292,10 +293,24 @@ def _claim(node: str, sub: str, after: Object, before: Object | None, _facts: Fa
     return ""
 
 
+def _request(node: str, _sub: str, after: Object, before: Object | None, _facts: Facts) -> str:
+    """Judge a CertificateSigningRequest of a node: it asks for certificates of its own name."""
+    spec = after.get("spec") or {}
+    if before is not None or spec.get("signerName") not in (requests.KUBELET_CLIENT, requests.KUBELET_SERVING):
+        return ""
+    try:
+        asked = requests.parse(spec.get("request"))
+    except ValueError as err:
+        return f"unable to parse csr: {err}"
+    own = requests.NODE_USER + node
+    return "" if asked.common_name == own else f"can only create a node CSR with CN={own}"
+
+
 _WRITES: Mapping[tuple[str, str], Callable[[str, str, Object, Object | None, Facts], str]] = {
     ("", "Pod"): _pod,
     ("", "Node"): _node,
     ("", "PersistentVolumeClaim"): _claim,
+    ("certificates.k8s.io", "CertificateSigningRequest"): _request,
     ("coordination.k8s.io", "Lease"): _lease,
     ("storage.k8s.io", "CSINode"): _named,
 }

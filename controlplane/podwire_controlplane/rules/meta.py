@@ -24,7 +24,10 @@ def name_form(resource: Resource) -> Form:
     pair = (resource.group, resource.kind)
     if pair in _LABEL_NAMED:
         return fields.label
-    if resource.group in _SEGMENT_GROUPS or resource.kind == "Event":  # upstream asks no more of these names
+    if resource.group in _SEGMENT_GROUPS or resource.kind in (
+        "Event",
+        "CertificateSigningRequest",
+    ):  # upstream asks no more of these names
         return fields.path_segment
     if pair == ("networking.k8s.io", "IPAddress"):
         return _canonical_ip

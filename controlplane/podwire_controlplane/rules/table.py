@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from podwire_base.kube.meta import Object
 
 from ..custom import definition
-from . import access, autoscaling, batch, core, extensions, network, pods, services, storage, workloads
+from . import access, autoscaling, batch, certificates, core, extensions, network, pods, services, storage, workloads
 from .fields import Causes
 
 Check = Callable[[Object], Causes]
@@ -81,6 +81,9 @@ RULES: dict[tuple[str, ...], Rules] = {
     ("autoscaling", "Scale"): Rules(workloads.scale),
     ("batch", "CronJob"): Rules(batch.cron_job, pods=(("spec", "jobTemplate", "spec", "template", "spec"),)),
     ("batch", "Job"): Rules(batch.job, batch.job_update, pods=_TEMPLATE),
+    ("certificates.k8s.io", "CertificateSigningRequest"): Rules(
+        certificates.request, certificates.update, certificates.update_status, kept=False
+    ),
     ("coordination.k8s.io", "Lease"): Rules(core.lease),
     ("discovery.k8s.io", "EndpointSlice"): Rules(
         services.endpoint_slice,

@@ -16,7 +16,7 @@ from podwire_base.kube.errors import StatusError
 from podwire_base.role import logs, process
 
 from ..rbac.rules import Attributes
-from . import answers, auth, impersonation, paths
+from . import answers, auth, bootstraptokens, impersonation, paths
 from .accountkeys import AccountKeys, new_key
 from .accounts import Accounts
 from .authorizer import Authorizer
@@ -34,6 +34,7 @@ from .reviews import ACTING, Reviews, TokenReader
 log = logs.get("apiserver")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 MAX_PATH = 1000  # characters of a path that are looked at, and shown in a refusal
+AUTHORIZER = web.AppKey("authorizer", Authorizer)
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS")
 Settled = Callable[[BaseTransport | None], object]
 # the flow schema and priority level of API priority and fairness; there is one of each here
@@ -79,12 +80,14 @@ async def errors_as_status(request: web.Request, handler: Handler) -> web.Stream
 
 
 def token_reader(tokens: Mapping[str, auth.User], accounts: Accounts) -> TokenReader:
-    """Return what reads bearer tokens: those of the file, and those of ServiceAccounts."""
+    """Return what reads bearer tokens: those of the file, bootstrap tokens, and those of ServiceAccounts."""
 
     async def read(token: str, audiences: tuple[str, ...]) -> tuple[auth.User, tuple[str, ...]] | None:
         if found := auth.from_token(f"Bearer {token}", tokens):
             both = tuple(a for a in audiences or accounts.audiences if a in accounts.audiences)
             return (auth.authenticated(found), both) if both else None
+        if booting := await bootstraptokens.authenticate(accounts.store, token, accounts.clock()):
+            return (auth.authenticated(booting), accounts.audiences) if audiences in ((), accounts.audiences) else None
         return await accounts.read(token, audiences)
 
     return read
@@ -209,6 +212,7 @@ def make_app(
         await known.start()
         await authorizer.start()
 
+    app[AUTHORIZER] = authorizer
     app.on_startup.append(follow)
     app.on_response_prepare.append(_headers)
 

@@ -18,6 +18,8 @@ ADMINS, NODES, READERS = "system:masters", "system:nodes", "podwire:readers"
 NODE_USER = "system:node:"
 AUTHENTICATED, UNAUTHENTICATED = "system:authenticated", "system:unauthenticated"
 CREDENTIAL = "authentication.kubernetes.io/credential-id"  # key of UserInfo.extra (KEP-4193)
+SERIAL = "podwire.io/certificate-serial"  # key of UserInfo.extra: which certificate a node has sent
+BOUND_NODE = "podwire.io/bootstrap-node"  # key of UserInfo.extra: the only name that a bootstrap token admits
 OPEN_PATHS = ("/healthz", "/livez", "/readyz", "/version")  # for the anonymous, by the role system:public-info-viewer
 JOIN_PATHS = (
     "/podwire/v1/ca",

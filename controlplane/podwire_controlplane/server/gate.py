@@ -13,6 +13,7 @@ from podwire_base.kube.errors import StatusError
 from podwire_base.kube.meta import Object, name
 from podwire_base.kube.registry import Resource, of
 
+from ..certificates import requests
 from ..rbac import nodes
 from ..rbac.index import GROUP
 from ..rbac.rules import Attributes, Rule, quoted, rules_of, uncovered
@@ -45,6 +46,8 @@ class Gate:
         facts = self.authorizer.facts
         if user.node and (refused := nodes.written(user.node, resource, sub, after, before, facts)):
             raise refused
+        if part := _PARTS.get((resource.qualified, sub)):
+            part(self, user, resource, after, before)
         check = _CHECKS.get((resource.group, resource.kind))
         if check is None or sub or auth.ADMINS in user.groups:
             return
@@ -112,6 +115,47 @@ def _binding(gate: Gate, user: auth.User, resource: Resource, after: Object, _be
     gate.grants(user, resource, after, rules)
 
 
+def _requested(_gate: Gate, _user: auth.User, resource: Resource, after: Object, before: Object | None) -> None:
+    """Nobody becomes an administrator by a signed certificate (admission plugin CertificateSubjectRestriction)."""
+    spec = after.get("spec") or {}
+    if before is not None or spec.get("signerName") != requests.CLIENT:
+        return
+    try:
+        asked = requests.parse(spec.get("request"))
+    except ValueError:
+        return  # validation refuses it
+    if auth.ADMINS in asked.organizations:
+        why = f"use of {requests.CLIENT} signer with {auth.ADMINS} group is not allowed"
+        raise nodes.refused(resource, name(after), why)
+
+
+def _signs(verb: str, changes: Callable[[Object, Object], bool]) -> Check:
+    """Return the check of a right on signers. changes: whether an update needs it."""
+
+    def check(gate: Gate, user: auth.User, resource: Resource, after: Object, before: Object | None) -> None:
+        signer = str((before or after)["spec"].get("signerName") or "")
+        if before is None or not changes(after, before):
+            return
+        for wanted in (signer, f"{signer.partition('/')[0]}/*"):
+            request = Attributes(verb, resource.group, "signers", name=wanted)
+            if gate.authorizer.decide(user, request).allowed:
+                return
+        raise nodes.refused(resource, name(after), f'user not permitted to {verb} requests with signerName "{signer}"')
+
+    return check
+
+
+def _signed(after: Object, before: Object) -> bool:
+    new, old = (one.get("status") or {} for one in (after, before))
+    return any((new.get(field) or None) != (old.get(field) or None) for field in ("certificate", "conditions"))
+
+
+_REQUESTS = "certificatesigningrequests.certificates.k8s.io"
+_PARTS: dict[tuple[str, str], Check] = {  # by kind and subresource; for administrators too
+    (_REQUESTS, ""): _requested,
+    (_REQUESTS, "approval"): _signs("approve", lambda after, before: True),
+    (_REQUESTS, "status"): _signs("sign", _signed),
+}
 _CHECKS: dict[tuple[str, str], Check] = {
     (GROUP, "Role"): _role,
     (GROUP, "ClusterRole"): _role,

@@ -26,7 +26,10 @@ from ..allocators import ServiceAllocator, service_ranges
 from ..store.sqlite import SqliteStore
 from . import auth, backups, builtinroles, eventttl, join, servicecidrs
 from .accounts import Accounts, load_keys
-from .app import make_app
+from .accountsecrets import AccountSecrets
+from .app import AUTHORIZER, make_app
+from .bootstraptokens import Bootstrapping, documents
+from .certificates import Certificates, authority
 from .claims import GRACE
 from .identities import Identities
 from .listening import KEEPALIVE_SECONDS, Guard, Listening
@@ -134,6 +137,14 @@ async def bootstrap(objects: Objects, config: ServerConfig) -> None:
     )
     if config.dns:
         await _bootstrap_dns(objects, config.dns[0])
+    if ca := _read(config.data / "ca.pem"):
+        where = f"https://{f'[{address}]' if ':' in address else address}:{port}"
+        for made in documents(where, ca, join.read_addresses(config.data) or join.Addresses()):
+            await _ensure(objects, Scope(of("ConfigMap"), "kube-public"), made)
+
+
+def _read(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
 
 
 async def _bootstrap_dns(objects: Objects, address: str) -> None:
@@ -207,7 +218,8 @@ async def serve(config: ServerConfig, ready: Callable[[], None] | None = None) -
     await bootstrap(objects, config)
     await builtinroles.keep(store, objects.clock())
     identities, guard = Identities(store), Guard()
-    app = make_app(objects, _tokens(config.data), identities, guard.settled, accounts=_accounts(objects, config))
+    accounts = _accounts(objects, config)
+    app = make_app(objects, _tokens(config.data), identities, guard.settled, accounts=accounts)
     app.add_routes(join.routes(config.data, identities))
     app.add_routes(backups.routes(store))
     runner = web.AppRunner(
@@ -237,7 +249,12 @@ async def serve(config: ServerConfig, ready: Callable[[], None] | None = None) -
     stop = stop_event()
     ends = eventttl.EventTtl(store, objects.clock, config.event_ttl)
     await ends.start()
-    tasks = [asyncio.create_task(_keep(objects, config)), asyncio.create_task(_end_events(ends))]
+    workers = (
+        Certificates(objects, app[AUTHORIZER], identities, authority(config.data)),
+        Bootstrapping(objects),
+        AccountSecrets(objects, accounts, _read(config.data / "ca.pem")),
+    )
+    tasks = [asyncio.create_task(c) for c in (_keep(objects, config), _end_events(ends), *(w.run() for w in workers))]
     await stop.wait()
     for task in tasks:
         task.cancel()

@@ -407,6 +407,7 @@ class Objects:
             strategy.parts[scope.sub].prepare(after, before)
         elif scope.sub not in ("finalize", "binding"):
             strategy.prepare_update(after, before)
+        strategy.stamp(after, before, timestamp(self.clock()))
 
     async def change_scale(self, scope: Scope, kind: str, body: Any, options: WriteOptions) -> Written:
         """Write the subresource scale of an object, and return its Scale. kind: a type of patch, "" for a PUT."""

@@ -8,7 +8,7 @@ import base64
 import hashlib
 import ipaddress
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,8 +17,14 @@ import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from ..certificates.requests import Asked, alternatives
+from ..certificates.usages import EXTENDED, KEY
+
+# a certificate begins before its signature, for clocks that are behind; one of a short life does not, as upstream
+_BACKDATE, _SHORT = timedelta(minutes=5), 8 * 3600.0
 _YEARS = timedelta(days=3650)
 NODE_LIFE = timedelta(days=365)  # of a node's certificate; the node renews it at two thirds
 
@@ -63,7 +69,7 @@ class Authority:
         self._certificate = builder.add_extension(_key_usage(signs=True), True).sign(self._key, hashes.SHA256())
 
     def _builder(
-        self, subject: x509.Name, key: ec.EllipticCurvePublicKey, life: timedelta = _YEARS
+        self, subject: x509.Name, key: CertificatePublicKeyTypes, life: timedelta = _YEARS
     ) -> x509.CertificateBuilder:
         now = datetime.now(UTC)
         return (
@@ -119,6 +125,37 @@ class Authority:
         """Return a new client certificate with CN `user` and one O field for each of `groups`, and its key."""
         return self._issue(_user(user, groups), ExtendedKeyUsageOID.CLIENT_AUTH, [])
 
+    def certify(self, asked: Asked, usages: Collection[str], seconds: float, now: datetime) -> str:
+        """Return a certificate as a request asks for it: its subject, its alternative names, the usages of its object.
+        seconds: the life. It ends with the authority's own at the latest. Raises ValueError for a request that no
+        certificate can hold.
+        """
+        end = min(now + timedelta(seconds=seconds), self._certificate.not_valid_after_utc)
+        if end <= now:
+            raise ValueError(f"the authority's certificate has ended on {end}")
+        start = now - (_BACKDATE if seconds >= _SHORT else timedelta())
+        key, common = asked.request.public_key(), NameOID.COMMON_NAME
+        rest = [one for one in asked.request.subject if one.oid != common]
+        own = [x509.NameAttribute(common, asked.common_name)] if asked.common_name else []
+        builder = (
+            x509.CertificateBuilder(not_valid_before=start, not_valid_after=end)
+            .subject_name(x509.Name([*rest, *own]))
+            .issuer_name(self._name)
+            .public_key(key)
+            .serial_number(x509.random_serial_number())
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), True)
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), False)
+        )
+        fields = {KEY[usage] for usage in usages if usage in KEY}
+        if fields:
+            builder = builder.add_extension(_usage(fields), True)
+        if extended := dict.fromkeys(EXTENDED[usage] for usage in usages if usage in EXTENDED):
+            oids = [x509.ObjectIdentifier(oid) for oid in extended]
+            builder = builder.add_extension(x509.ExtendedKeyUsage(oids), False)
+        if names := alternatives(asked.request):
+            builder = builder.add_extension(x509.SubjectAlternativeName(names), not (rest or own))
+        return builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM).decode()
+
     def sign_client(self, request: str, user: str, groups: Iterable[str], life: timedelta = NODE_LIFE) -> str:
         """Return a client certificate for the public key in a PEM signing request. The subject comes from `user` and
         `groups`, not from the request. Raises ValueError for an invalid request.
@@ -136,7 +173,7 @@ def requested_key(request: str) -> ec.EllipticCurvePublicKey:
     return key
 
 
-def fingerprint(key: ec.EllipticCurvePublicKey) -> str:
+def fingerprint(key: CertificatePublicKeyTypes) -> str:
     """Return the SHA-256 of a public key (SubjectPublicKeyInfo, DER) in hexadecimal digits."""
     info = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
     return hashlib.sha256(info).hexdigest()
@@ -156,11 +193,9 @@ class Facts:
 
 
 def facts(certificate: str) -> Facts:
-    """Read a PEM certificate. Raises ValueError if it is none, or has no elliptic curve key."""
+    """Read a PEM certificate. Raises ValueError if it is none."""
     found = x509.load_pem_x509_certificate(certificate.encode())
     key = found.public_key()
-    if not isinstance(key, ec.EllipticCurvePublicKey):
-        raise ValueError("the certificate's key is not an elliptic curve key")
     names = found.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
     return Facts(
         format(found.serial_number, "x"),
@@ -171,19 +206,27 @@ def facts(certificate: str) -> Facts:
     )
 
 
+def _usage(fields: Collection[str]) -> x509.KeyUsage:
+    """Return the KeyUsage extension with these of its bits. Without key agreement, two of them mean nothing (RFC
+    5280).
+    """
+    agrees = "key_agreement" in fields
+    return x509.KeyUsage(
+        digital_signature="digital_signature" in fields,
+        content_commitment="content_commitment" in fields,
+        key_encipherment="key_encipherment" in fields,
+        data_encipherment="data_encipherment" in fields,
+        key_agreement=agrees,
+        key_cert_sign="key_cert_sign" in fields,
+        crl_sign="crl_sign" in fields,
+        encipher_only=agrees and "encipher_only" in fields,
+        decipher_only=agrees and "decipher_only" in fields,
+    )
+
+
 def _key_usage(*, signs: bool) -> x509.KeyUsage:
     """Return the KeyUsage extension. signs: the key may sign certificates. Every key may sign TLS handshakes."""
-    return x509.KeyUsage(
-        digital_signature=True,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        key_cert_sign=signs,
-        crl_sign=signs,
-        encipher_only=False,
-        decipher_only=False,
-    )
+    return _usage(("digital_signature", *(("key_cert_sign", "crl_sign") if signs else ())))
 
 
 def _user(user: str, groups: Iterable[str]) -> x509.Name:
@@ -212,12 +255,12 @@ def public_fingerprint(key: str) -> str:
     return fingerprint(_private(key).public_key())
 
 
-def signing_request(user: str, key: str = "") -> tuple[str, str]:
+def signing_request(user: str, key: str = "", groups: Iterable[str] = ()) -> tuple[str, str]:
     """Return (PEM signing request, PEM private key). key: the private key; default: a new key. Only the request is sent
     to the server. Raises ValueError if `key` is no elliptic curve key.
     """
     own = _private(key or new_key())
-    request = x509.CertificateSigningRequestBuilder().subject_name(_user(user, [])).sign(own, hashes.SHA256())
+    request = x509.CertificateSigningRequestBuilder().subject_name(_user(user, groups)).sign(own, hashes.SHA256())
     return request.public_bytes(serialization.Encoding.PEM).decode(), _pem(own)
 
 

@@ -31,6 +31,8 @@ def user_info(http: web.Request, user: auth.User) -> Object:
     extra = {key: list(values) for key, values in user.extra}
     if not http.get(ACTING) and user.name != auth.ANONYMOUS.name and auth.CREDENTIAL not in extra:
         extra[auth.CREDENTIAL] = [_credential(http)]
+    if user.node and user.serial:
+        extra[auth.SERIAL] = [user.serial]  # a node's certificate is renewed by a request with the present one
     info: Object = {"username": user.name, "uid": user.uid, "groups": list(user.groups), "extra": extra}
     return {field: value for field, value in info.items() if value}
 

@@ -86,6 +86,9 @@ class Strategy:
             if "labels" in before["metadata"]:
                 obj["metadata"]["labels"] = before["metadata"]["labels"]
 
+    def stamp(self, obj: Object, before: Object, now: str) -> None:
+        """Set the times of an update that the server decides. now: a timestamp."""
+
     def changed(self, obj: Object, before: Object) -> bool:
         """Whether the generation rises: any field but metadata and status differs. Both objects have their defaults."""
         fields = obj.keys() | before.keys()

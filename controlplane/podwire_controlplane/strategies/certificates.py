@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from podwire_base.kube.meta import Object
 
-from ..rules.fields import Causes, forbidden, invalid
+from ..rules import certificates as rules
 from .base import Part, Strategy
 from .podparts import keep
 
@@ -31,39 +31,48 @@ def _conditions(request: Object) -> list[Object]:
     return list((request.get("status") or {}).get("conditions") or [])
 
 
+def _set(request: Object, conditions: list[Object]) -> None:
+    status = request.setdefault("status", {})
+    status.pop("conditions", None)
+    if conditions:
+        status["conditions"] = conditions
+
+
+def _timed(obj: Object, before: Object, now: str) -> None:
+    """Give each condition its times, where the client left them out: now, or the last change of its status."""
+    old = _conditions(before)
+    for one in _conditions(obj):
+        if not one.get("lastUpdateTime"):
+            one["lastUpdateTime"] = now
+        if not one.get("lastTransitionTime"):
+            alike = (o for o in old if (o.get("type"), o.get("status")) == (one.get("type"), one.get("status")))
+            one["lastTransitionTime"] = next((o.get("lastTransitionTime") for o in alike), None) or now
+
+
 def _only_conditions(obj: Object, before: Object) -> None:
     """A write of /approval changes the conditions and nothing else of the status."""
     conditions = _conditions(obj)
     keep(obj, before, ("spec",))
     keep(obj["metadata"], before["metadata"], _METADATA)
     obj["status"] = {**(before.get("status") or {})}
-    obj["status"].pop("conditions", None)
-    if conditions:
-        obj["status"]["conditions"] = conditions
-
-
-def _verdict(obj: Object, before: Object) -> Causes:
-    now, then = ({c.get("type") for c in _conditions(o)} for o in (obj, before))
-    for kind in _VERDICTS:
-        if kind in then and kind not in now:
-            yield forbidden("status.conditions", f"updates may not remove a condition of type {kind!r}")
-    if all(kind in now for kind in _VERDICTS):
-        yield invalid("status.conditions", "Denied", "Approved and Denied conditions are mutually exclusive")
+    _set(obj, conditions)
 
 
 class RequestStrategy(Strategy):
-    parts: ClassVar[Mapping[str, Part]] = {"approval": Part(_only_conditions, _verdict)}
+    parts: ClassVar[Mapping[str, Part]] = {"approval": Part(_only_conditions, rules.update_approval)}
 
     def prepare_update(self, obj: Object, before: Object) -> None:
         super().prepare_update(obj, before)
         keep(obj, before, ("spec",))
 
     def prepare_status(self, obj: Object, before: Object) -> None:
-        """Whoever signs writes the certificate. The verdict is not its own: it stays as it was."""
+        """Whoever signs writes the certificate. A verdict that it leaves out stays as it was."""
         super().prepare_status(obj, before)
-        rest = [c for c in _conditions(obj) if c.get("type") not in _VERDICTS]
-        verdict = [c for c in _conditions(before) if c.get("type") in _VERDICTS]
-        status = obj.setdefault("status", {})
-        status.pop("conditions", None)
-        if verdict or rest:
-            status["conditions"] = [*verdict, *rest]
+        keep(obj["metadata"], before["metadata"], _METADATA)
+        now = _conditions(obj)
+        left = {one.get("type") for one in now}
+        kept = [one for one in _conditions(before) if one.get("type") in _VERDICTS and one.get("type") not in left]
+        _set(obj, [*kept, *now])
+
+    def stamp(self, obj: Object, before: Object, now: str) -> None:
+        _timed(obj, before, now)

@@ -244,12 +244,22 @@ def test_the_key_outlives_a_restart(tmp_path: Path) -> None:
 def test_every_namespace_gets_an_account_and_the_authority() -> None:
     spaces: dict[str, Object] = {"a": {"metadata": {"name": "a"}}}
     found: dict[str, Object] = {}
-    snapshot = Snapshot({"Namespace": spaces, "ServiceAccount": found})
+    maps: dict[str, Object] = {}
+    snapshot = Snapshot({"Namespace": spaces, "ServiceAccount": found, "ConfigMap": maps})
     account, root = controllers("PEM")
     (made,) = account.reconcile("a", snapshot, 0.0)
     assert (made.verb, made.kind, made.namespace, made.name) == ("create", "ServiceAccount", "a", "default")
     (made,) = root.reconcile("a", snapshot, 0.0)
     assert (made.kind, made.name, made.obj["data"]) == ("ConfigMap", "kube-root-ca.crt", {"ca.crt": "PEM"})
+    maps["a/kube-root-ca.crt"] = {
+        "metadata": {**made.obj["metadata"], "namespace": "a", "uid": "u"},
+        "data": {"x": "y"},
+    }
+    (mended,) = root.reconcile("a", snapshot, 0.0)
+    assert (mended.verb, mended.obj["data"]) == ("patch", {"x": None, "ca.crt": "PEM"})
+    maps["a/kube-root-ca.crt"]["data"] = made.obj["data"]
+    assert root.reconcile("a", snapshot, 0.0) == []
+    assert list(root.watches["ConfigMap"](maps.pop("a/kube-root-ca.crt"), snapshot)) == ["a"]
     assert controllers("")[1].reconcile("a", snapshot, 0.0) == [], "a client without an authority of its own"
     found["a/default"] = {"metadata": {"name": "default", "namespace": "a"}}
     assert account.reconcile("a", snapshot, 0.0) == []
