@@ -15,6 +15,7 @@ from pathlib import Path
 from podwire_base.kube.client import config as client_config
 from podwire_base.kube.client.http import ApiClient
 from podwire_base.kube.client.informer import Informer
+from podwire_base.kube.client.recorder import Recorder
 from podwire_base.kube.client.reflector import Event
 from podwire_base.kube.errors import ApiError, Refused
 from podwire_base.kube.events import event, reference
@@ -63,6 +64,7 @@ class Kubelet:
     def __init__(self, api: ApiClient, config: NodeConfig) -> None:
         self.api, self.config = api, config
         self.workers: dict[str, tuple[PodWorker, asyncio.Task[None]]] = {}
+        self.recorder = Recorder(api, lambda text: log.debug("event not stored", error=text))
         self.cni = CniRuntime(config.conf_dir, config.cni_bin, config.run_dir / "cni" / "results")
         self.host = PodHost(
             config.run_dir,
@@ -73,6 +75,7 @@ class Kubelet:
             self._report,
             self._gone,
             self._event,
+            api,
         )
         self.informer = Informer(
             api,
@@ -190,18 +193,13 @@ class Kubelet:
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, 5.0)
 
-    def _event(self, pod: Object, kind: str, reason: str, message: str) -> None:
-        obj = event(
-            reference("Pod", pod), reason, message, time.time(), warning=kind == "Warning", host=self.config.node_name
-        )
-
-        async def send() -> None:
-            try:
-                await self.api.create(f"/api/v1/namespaces/{namespace(pod)}/events", obj)
-            except ApiError as err:
-                log.debug("event not stored", pod=key(pod), reason=reason, error=err.message)
-
-        self._spawn(send())
+    def _event(self, pod: Object, kind: str, reason: str, message: str, container: str = "") -> None:
+        about = reference("Pod", pod)
+        if container:
+            init = any(c["name"] == container for c in pod["spec"].get("initContainers") or [])
+            about["fieldPath"] = f"spec.{'initContainers' if init else 'containers'}{{{container}}}"
+        who = {"component": "kubelet", "host": self.config.node_name}
+        self.recorder.tell(event(about, reason, message, time.time(), warning=kind == "Warning", **who))
 
     # ---- the Node object
 
@@ -314,6 +312,7 @@ class Kubelet:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._sync_node())
             tasks.create_task(self.informer.run())
+            tasks.create_task(self.recorder.run())
 
 
 def _architecture() -> str:

@@ -5,7 +5,7 @@ This module does no I/O.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,7 +68,7 @@ def expand(text: str, env: dict[str, str]) -> str:
     return _REFERENCE.sub(replace, text)
 
 
-def _field_ref(pod: Object, path: str, address: str, host_address: str) -> str:
+def field_ref(pod: Object, path: str, address: str, host_address: str) -> str:
     if match := re.match(r"^metadata\.(labels|annotations)\['(.+)'\]$", path):
         source = labels(pod) if match[1] == "labels" else annotations_of(pod)
         return source.get(match[2], "")
@@ -77,28 +77,30 @@ def _field_ref(pod: Object, path: str, address: str, host_address: str) -> str:
         "metadata.namespace": namespace(pod),
         "metadata.uid": uid(pod),
         "spec.nodeName": pod["spec"].get("nodeName", ""),
-        "spec.serviceAccountName": "default",
+        "spec.serviceAccountName": pod["spec"].get("serviceAccountName") or "default",
         "status.podIP": address,
         "status.podIPs": address,
         "status.hostIP": host_address,
         "status.hostIPs": host_address,
     }
     if path not in known:
-        raise Refused(
-            "CreateContainerConfigError", f"env fieldRef {path!r} is not supported; one of {', '.join(known)}"
-        )
+        raise Refused("CreateContainerConfigError", f"fieldRef {path!r} is not supported; one of {', '.join(known)}")
     return known[path]
 
 
-def environment(pod: Object, container: Object, address: str, host_address: str) -> dict[str, str]:
-    """Return the container's environment. Raises Refused for a `valueFrom` that is not supported."""
-    env = {"PATH": PATH, "HOME": "/root", "HOSTNAME": hostname(pod)}
+def environment(
+    pod: Object, container: Object, address: str, host_address: str, server: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """Return the container's environment. server: the variables that tell where the API server is. Raises Refused for a
+    `valueFrom` that is not supported.
+    """
+    env = {"PATH": PATH, "HOME": "/root", "HOSTNAME": hostname(pod), **(server or {})}
     for entry in container.get("env") or []:
         source = entry.get("valueFrom")
         if not source:
             env[entry["name"]] = expand(str(entry.get("value") or ""), env)
         elif "fieldRef" in source:
-            env[entry["name"]] = _field_ref(pod, source["fieldRef"].get("fieldPath", ""), address, host_address)
+            env[entry["name"]] = field_ref(pod, source["fieldRef"].get("fieldPath", ""), address, host_address)
         else:
             raise Refused(
                 "CreateContainerConfigError", f"env {entry['name']}: only value and fieldRef are supported here"
@@ -106,6 +108,23 @@ def environment(pod: Object, container: Object, address: str, host_address: str)
     if container.get("envFrom"):
         raise Refused("CreateContainerConfigError", "envFrom is not supported by the netns runtime")
     return env
+
+
+def server_variables(service: Object) -> dict[str, str]:
+    """Return the variables of the Service default/kubernetes, by which clients in pods find the API server."""
+    address, port = str(service["spec"]["clusterIP"]), str(service["spec"]["ports"][0]["port"])
+    host = f"[{address}]" if ":" in address else address
+    prefix = f"KUBERNETES_PORT_{port}_TCP"
+    return {
+        "KUBERNETES_SERVICE_HOST": address,
+        "KUBERNETES_SERVICE_PORT": port,
+        "KUBERNETES_SERVICE_PORT_HTTPS": port,
+        "KUBERNETES_PORT": f"tcp://{host}:{port}",
+        prefix: f"tcp://{host}:{port}",
+        f"{prefix}_PROTO": "tcp",
+        f"{prefix}_PORT": port,
+        f"{prefix}_ADDR": address,
+    }
 
 
 def command(container: Object, env: dict[str, str], echo: list[str]) -> list[str]:
@@ -126,12 +145,12 @@ def volumes(pod: Object, container: Object) -> list[str]:
     paths = []
     for mount in container.get("volumeMounts") or []:
         kind = kinds.get(mount["name"])
-        if kind == "projected" and mount["name"].startswith("kube-api-access-"):
-            continue  # the token of the pod's ServiceAccount, which the API server does not sign yet
+        if kind == "projected":
+            continue  # projected.py
         if kind != "emptyDir":
             raise Refused(
                 "CreateContainerConfigError",
-                f"volume {mount['name']}: {kind or 'not in spec.volumes'}; the netns runtime mounts emptyDir only",
+                f"volume {mount['name']}: {kind or 'not in spec.volumes'}; this runtime has emptyDir and projected",
             )
         paths.append(str(mount["mountPath"]))
     return paths

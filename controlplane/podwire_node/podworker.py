@@ -13,10 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from podwire_base.kube.client.http import ApiClient
+from podwire_base.kube.errors import ApiError
 from podwire_base.kube.meta import Object, deleting, key, name, namespace, uid
 from podwire_base.role import logs
 
 from . import podspec, probes, shim
+from .apiaccess import ApiAccess
 from .cni_runtime import Attachment, CniFailed, CniRuntime, addresses
 from .podspec import NodeDns, Refused
 from .podstatus import ContainerState, backoff, pod_status, restart_wanted, terminated, was
@@ -37,7 +40,9 @@ class PodHost:
     pause_command: list[str]
     report: Callable[[Object, Object], Awaitable[None]]  # (pod, status)
     gone: Callable[[Object], Awaitable[None]]
-    event: Callable[[Object, str, str, str], None]  # (pod, type, reason, message)
+    event: Callable[..., None]  # (pod, type, reason, message, container or "")
+    api: ApiClient | None = None  # for the projected volumes of pods
+    server: dict[str, str] = dataclasses.field(default_factory=dict)  # variables that tell where the API server is
 
 
 class PodWorker:
@@ -47,6 +52,7 @@ class PodWorker:
         self.pod, self.host = pod, host
         self.sandbox = Sandbox(host.run_dir / "pods" / uid(pod))
         self.addresses: list[str] = []
+        self.access = ApiAccess(host.api, self.sandbox.directory, known=host.server) if host.api else None
         self.problem = ""
         self._wake = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -83,6 +89,8 @@ class PodWorker:
 
     async def run(self) -> None:
         self._background(self._reporter())
+        if self.access:
+            self._background(self.access.keep(lambda: self.pod, self._field))
         try:
             await self._live()
             await self._teardown()
@@ -226,11 +234,34 @@ class PodWorker:
             return
         await self._start(pause, state, container, box)
 
+    def _field(self, path: str) -> str:
+        return podspec.field_ref(self.pod, path, next(iter(self.addresses), ""), self.host.node_address)
+
+    async def _volumes(self, state: ContainerState, container: Object) -> list[list[str]] | None:
+        """Write the projected volumes of a container and return them as binds. Return None if they cannot be had yet:
+        the container is tried again in a second.
+        """
+        try:
+            if self.access is None:
+                return []
+            await self.access.server()
+            return await self.access.prepare(self.pod, container, self._field)
+        except (ApiError, OSError, Refused) as err:
+            if state.message != str(err):
+                self.host.event(self.pod, "Warning", "FailedMount", f"container {state.name}: {err}")
+            state.waiting, state.message = "ContainerCreating", str(err)
+            self._wake_at(time.time() + 1)
+            return None
+
     async def _start(self, pause: Process, state: ContainerState, container: Object, box: Container) -> None:
         again = state.exit_code is not None
         self._due.pop(state.name, None)
+        volumes = await self._volumes(state, container)
+        if volumes is None:
+            return
         try:
-            env = podspec.environment(self.pod, container, self.addresses[0], self.host.node_address)
+            address, node = self.addresses[0], self.host.node_address
+            env = podspec.environment(self.pod, container, address, node, self.host.server)
             words = podspec.command(container, env, echo_command(ECHO_IN_POD))
             tmpfs = podspec.volumes(self.pod, container)
             files = {
@@ -246,7 +277,7 @@ class PodWorker:
         if again:
             state.restarts += 1
             box.set_restarts(state.restarts)
-        watcher = await box.start(pause, words, env, container.get("workingDir") or "/", files, tmpfs)
+        watcher = await box.start(pause, words, env, container.get("workingDir") or "/", files, tmpfs, volumes)
         state.running_since = state.last_started = box.since()
         state.waiting = state.message = ""
         state.id = self.sandbox.id[:12] + "-" + state.name
@@ -254,6 +285,7 @@ class PodWorker:
         if (container.get("lifecycle") or {}).get("postStart"):
             self._background(self._post_start(state, container))
         log.info("container started", pod=key(self.pod), container=state.name, restarts=state.restarts)
+        self._started(state)
 
     def _began(self, state: ContainerState, container: Object, watcher: Process, known: bool = False) -> None:
         """Start the probes of a running container. known: a former node agent started it, and its status says how far
@@ -320,6 +352,15 @@ class PodWorker:
             self.host.event(self.pod, "Warning", "FailedPostStartHook", told)
             await box.stop(0)
 
+    def _started(self, state: ContainerState) -> None:
+        """Tell of a container that runs, as the kubelet does."""
+        for reason, message in (
+            ("Pulled", f'Container image "{state.image}" already present on machine'),
+            ("Created", f"Created container: {state.name}"),
+            ("Started", f"Started container {state.name}"),
+        ):
+            self.host.event(self.pod, "Normal", reason, message, state.name)
+
     async def _stop_containers(self, grace: float) -> None:
         specs = [*(self.pod["spec"].get("initContainers") or []), *self.pod["spec"]["containers"]]
         await asyncio.gather(*(self._stop_one(spec, grace) for spec in specs))
@@ -330,6 +371,8 @@ class PodWorker:
         """Run the preStop handler, then send SIGTERM; both share the grace period (core/v1 Lifecycle)."""
         box, begin = Container(self.sandbox, container["name"]), time.monotonic()
         action = (container.get("lifecycle") or {}).get("preStop") if grace > 0 and box.running() else None
+        if box.running():
+            self.host.event(self.pod, "Normal", "Killing", f"Stopping container {container['name']}", container["name"])
         if action:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(grace):

@@ -16,6 +16,7 @@ import signal
 import sys
 import time
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -241,10 +242,17 @@ class Container:
         shim.write(str(self.directory / "restarts.json"), {"count": count})
 
     async def start(
-        self, pause: Process, command: list[str], env: dict[str, str], cwd: str, files: dict[str, str], tmpfs: list[str]
+        self,
+        pause: Process,
+        command: list[str],
+        env: dict[str, str],
+        cwd: str,
+        files: dict[str, str],
+        tmpfs: list[str],
+        volumes: Sequence[Sequence[str]] = (),
     ) -> Process:
         """Start the container in the sandbox's namespaces. files: path in the container -> content. tmpfs: paths of new
-        empty file systems. Raises RuntimeFailed.
+        empty file systems. volumes: [directory of the node, path in the container, mode]. Raises RuntimeFailed.
         """
         self.directory.mkdir(parents=True, exist_ok=True)
         (self.directory / "root").mkdir(exist_ok=True)
@@ -255,6 +263,7 @@ class Container:
             source.write_text(text)
             binds.append([str(source), path, "rw"])
         binds.append([str(echo_binary() or ECHO_STANDIN), ECHO_IN_POD, "ro"])
+        binds += [list(volume) for volume in volumes]
         spec = {
             "kind": "container",
             "pause": pause.pid,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from .meta import Object
-from .times import timestamp
+from .times import micro_timestamp, timestamp
+
+ABOUT = "involvedObject"  # the field of an Event with the reference to its object
 
 
 def event(
@@ -32,7 +34,7 @@ def event(
             **({"name": stem + suffix} if suffix else {"generateName": stem}),
             "namespace": about.get("namespace", "default"),
         },
-        "involvedObject": {"apiVersion": "v1", **about},
+        ABOUT: {"apiVersion": "v1", **about},
         "type": "Warning" if warning else "Normal",
         "reason": reason,
         "message": message,
@@ -53,3 +55,25 @@ def reference(kind: str, obj: Object, api_version: str = "v1") -> Object:
         "name": meta["name"],
         "uid": meta.get("uid", ""),
     }
+
+
+def action(
+    about: Object,
+    reason: str,
+    message: str,
+    now: float,
+    *,
+    warning: bool = False,
+    verb: str,
+    controller: str,
+    host: str,
+) -> Object:
+    """Return an Event of the form of events.k8s.io/v1 as core/v1 shows it: with a time of its own, what was done
+    (`verb`), and who did it: the controller, and its instance on a host. One that is told again has a series.
+    """
+    made = event(about, reason, message, now, warning=warning)
+    for field in ("firstTimestamp", "lastTimestamp", "count", "source"):
+        del made[field]
+    instance = f"{controller}-{host}" if host else controller
+    who = {"reportingComponent": controller, "reportingInstance": instance[:128]}
+    return {**made, **who, "eventTime": micro_timestamp(now), "action": verb}

@@ -272,6 +272,7 @@ ROLE_HALF = [
         {
             SHIM: "it runs alone, without this package; a log's old part is kept under another name",
             "app/podwire/cluster/teardown.py": "the folders of logs, moved",
+            "controlplane/podwire_node/apiaccess.py": "a link to a whole folder, so that its files change together",
             "controlplane/podwire_controlplane/store/copies.py": "a store's files, which SQLite writes",
             "controlplane/podwire_controlplane/store/damage.py": "a damaged store, kept under another name",
             "app/podwire/deploy/apply.py": "a step that gives a file of another plugin another name",

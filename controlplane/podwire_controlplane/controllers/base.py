@@ -17,6 +17,19 @@ Verb = Literal["create", "update", "patch", "status", "delete", "finalize", "bin
 
 
 @dataclass(frozen=True, slots=True)
+class Told:
+    """The Event that a write is told by once it is done. about: an object reference. message: "{name}" stands for the
+    name of the written object. failed: the reason of the Warning if the API refuses the write, "" for none.
+    """
+
+    about: Object
+    reason: str
+    message: str
+    component: str
+    failed: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Write:
     """One write to the API. kind: the object's kind. obj: the whole object (create, update, finalize), a merge patch
     (patch, status), DeleteOptions (delete) or the fields of a Binding (bind). `again` writes nothing: the driver
@@ -33,6 +46,7 @@ class Write:
     obj: Object = field(default_factory=dict)
     why: str = ""
     unless: tuple[tuple[str, str, str, str], ...] = ()
+    told: Told | None = None
 
 
 @dataclass(frozen=True, slots=True)

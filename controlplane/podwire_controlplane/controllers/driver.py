@@ -15,8 +15,10 @@ from podwire_base.kernel.addresses import gateways
 from podwire_base.kube.client import config as client_config
 from podwire_base.kube.client.http import MERGE_PATCH, ApiClient
 from podwire_base.kube.client.informer import Informer
+from podwire_base.kube.client.recorder import Recorder
 from podwire_base.kube.client.reflector import Event
 from podwire_base.kube.errors import ConfigError, Refused, Unreachable
+from podwire_base.kube.events import event
 from podwire_base.kube.meta import Object, uid
 from podwire_base.kube.meta import key as object_key
 from podwire_base.kube.registry import BUILTIN, Resource, of
@@ -40,7 +42,7 @@ from . import (
     unattended,
     workloads,
 )
-from .base import Controller, Snapshot, Write
+from .base import Controller, Snapshot, Told, Write
 
 log = logs.get("controllers")
 _RETRY_FIRST, _RETRY_AWAY, _RETRY_LAST = 0.05, 1.0, 10.0
@@ -76,6 +78,7 @@ class Driver:
         self._queue: dict[tuple[str, str], None] = {}  # ordered set: a key waits at most once
         self._failures: dict[tuple[str, str], int] = {}
         self._wake = asyncio.Event()
+        self.recorder = Recorder(api, lambda text: log.debug("event not stored", error=text))
 
     def _informer(self, resource: Resource) -> Informer:
         """Return an informer of all objects of a kind, or of the only object of that kind that a controller reads."""
@@ -145,6 +148,9 @@ class Driver:
     async def _apply(self, change: Write) -> None:
         if await self._forbidden(change):
             return
+        if change.verb == "create" and change.kind == "Event" and not change.obj["metadata"].get("name"):
+            self.recorder.tell(change.obj)
+            return
         resource = of(change.kind)
         path = resource.path(change.namespace, change.name)
         if change.verb == "create":
@@ -172,6 +178,13 @@ class Driver:
                 why=change.why,
             )
         self._remember(change, answer)
+        if change.told:
+            own = change.name or str((answer.get("metadata") or {}).get("name"))
+            self._tell(change.told, change.told.reason, change.told.message.replace("{name}", own))
+
+    def _tell(self, told: Told, reason: str, message: str, *, warning: bool = False) -> None:
+        about = event(told.about, reason, message, time.time(), warning=warning, component=told.component)
+        self.recorder.tell(about)
 
     def _remember(self, change: Write, answer: Object) -> None:
         """Put the API's answer into the snapshot, so that the next key is reconciled with this write included."""
@@ -196,6 +209,8 @@ class Driver:
                 try:
                     await self._apply(change)
                 except Refused as err:
+                    if change.told and change.told.failed and err.code != 409:
+                        self._tell(change.told, change.told.failed, f"Error creating: {err.message}", warning=True)
                     gone = err.code == 404 and change.verb in ("delete", "status", "patch")
                     if not gone and not (err.reason == "AlreadyExists" and change.verb == "create"):
                         raise
@@ -220,6 +235,7 @@ class Driver:
     async def run(self) -> None:
         """Run forever. Reconcile nothing before every informer has its first full list."""
         async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.recorder.run())
             for informer in self.informers.values():
                 tasks.create_task(informer.run())
             for informer in self.informers.values():

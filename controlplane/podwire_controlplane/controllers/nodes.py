@@ -12,7 +12,7 @@ from podwire_base.kube.times import parse_time, timestamp
 
 from ..allocators import Exhausted, Network, free_pod_cidr
 from . import affinity
-from .base import Controller, Keys, Snapshot, Write, itself, pod_ended
+from .base import Controller, Keys, Snapshot, Told, Write, itself, pod_ended
 
 GRACE = 40.0  # seconds without a renewed Lease after which a node counts as lost (kube-controller-manager's default)
 LEASES = "kube-node-lease"
@@ -128,6 +128,12 @@ def reconcile_lifecycle(wanted: str, snapshot: Snapshot, now: float) -> list[Wri
                     }
                 },
                 "no heartbeat",
+                told=Told(
+                    reference("Node", node),
+                    "NodeNotReady",
+                    f"Node {wanted} status is now: NodeNotReady",
+                    "node-controller",
+                ),
             )
         )
     for pod in snapshot.list("Pod"):
@@ -225,11 +231,24 @@ def reconcile_schedule(wanted: str, snapshot: Snapshot, now: float) -> list[Writ
     node, why = choose(pod, snapshot)
     if node:
         return [
-            Write("bind", "Pod", namespace(pod), name(pod), {"target": {"kind": "Node", "name": node}}, f"on {node}")
+            Write(
+                "bind",
+                "Pod",
+                namespace(pod),
+                name(pod),
+                {"target": {"kind": "Node", "name": node}},
+                f"on {node}",
+                told=Told(
+                    reference("Pod", pod),
+                    "Scheduled",
+                    f"Successfully assigned {key(pod)} to {node}",
+                    "default-scheduler",
+                ),
+            )
         ]
     if condition(pod, "PodScheduled").get("message") == why:
         return []
-    told = event(reference("Pod", pod), "FailedScheduling", why, now)
+    told = event(reference("Pod", pod), "FailedScheduling", why, now, component="default-scheduler")
     return [
         Write(
             "status",

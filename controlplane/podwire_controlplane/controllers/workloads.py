@@ -8,11 +8,13 @@ import json
 from functools import partial
 
 from podwire_base.kube.conditions import condition, is_true
+from podwire_base.kube.events import reference
 from podwire_base.kube.meta import Object, annotations_of, deleting, labels, name, namespace
 from podwire_base.kube.times import timestamp
 from podwire_base.numerals import INT32, decimal
 
-from .base import Controller, Snapshot, Write, itself, owner_of, owner_reference, pod_ended
+from .base import Controller, Snapshot, Told, Write, itself, owner_reference, pod_ended
+from .claiming import claim, claimants
 
 HASH = "pod-template-hash"
 REVISION = "deployment.kubernetes.io/revision"
@@ -39,9 +41,12 @@ def _reconcile_replicas(kind: str, wanted: str, snapshot: Snapshot, _now: float)
     owner = snapshot.get(kind, wanted)
     if owner is None or deleting(owner):
         return []
-    pods = [p for p in snapshot.owned("Pod", owner) if not pod_ended(p) and not deleting(p)]
+    pods, changes = claim("Pod", owner, snapshot, lambda p: not pod_ended(p) and not deleting(p))
     space, replicas = namespace(owner), int(owner["spec"].get("replicas", 1))
-    changes: list[Write] = []
+    old = kind == "ReplicationController"
+    about, who = reference(kind, owner, "v1" if old else "apps/v1"), "replication" if old else "replicaset"
+    created = Told(about, "SuccessfulCreate", "Created pod: {name}", f"{who}-controller", "FailedCreate")
+    deleted = Told(about, "SuccessfulDelete", "Deleted pod: {name}", f"{who}-controller", "FailedDelete")
     for _ in range(min(replicas - len(pods), _BURST)):
         template = copy.deepcopy(owner["spec"]["template"])
         metadata = {
@@ -58,10 +63,12 @@ def _reconcile_replicas(kind: str, wanted: str, snapshot: Snapshot, _now: float)
                 space,
                 "",
                 {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]},
+                told=created,
             )
         )
     for pod in sorted(pods, key=_victim_order)[: max(0, len(pods) - replicas)]:
-        changes.append(Write("delete", "Pod", space, name(pod), why=f"{name(owner)} wants {replicas}"))
+        why = f"{name(owner)} wants {replicas}"
+        changes.append(Write("delete", "Pod", space, name(pod), why=why, told=deleted))
     ready = sum(is_true(p, "Ready") for p in pods)
     status = {
         "replicas": len(pods),
@@ -133,13 +140,22 @@ def _new_set(deployment: Object, digest: str, revision: int, replicas: int) -> W
             },
             "spec": {"replicas": replicas, "selector": selector, "template": template},
         },
+        told=_scaled(deployment, own, 0, replicas) if replicas else None,
     )
 
 
-def _scale(found: Object, replicas: int) -> list[Write]:
-    if int(found["spec"].get("replicas", 1)) == replicas:
+def _scaled(deployment: Object, found: str, before: int, after: int) -> Told:
+    way = "up" if after > before else "down"
+    message = f"Scaled {way} replica set {found} from {before} to {after}"
+    return Told(reference("Deployment", deployment, "apps/v1"), "ScalingReplicaSet", message, "deployment-controller")
+
+
+def _scale(deployment: Object, found: Object, replicas: int) -> list[Write]:
+    before = int(found["spec"].get("replicas", 1))
+    if before == replicas:
         return []
-    return [Write("patch", "ReplicaSet", namespace(found), name(found), {"spec": {"replicas": replicas}})]
+    body, told = {"spec": {"replicas": replicas}}, _scaled(deployment, name(found), before, replicas)
+    return [Write("patch", "ReplicaSet", namespace(found), name(found), body, told=told)]
 
 
 def _ready(found: Object) -> int:
@@ -162,8 +178,8 @@ def _roll(deployment: Object, new: Object, old: list[Object]) -> list[Write]:
     strategy = deployment["spec"].get("strategy") or {}
     if strategy.get("type") == "Recreate":
         busy = any(_wanted(s) or (s.get("status") or {}).get("replicas") for s in old)
-        changes = [c for s in old for c in _scale(s, 0)]
-        return changes + ([] if busy else _scale(new, replicas))
+        changes = [c for s in old for c in _scale(deployment, s, 0)]
+        return changes + ([] if busy else _scale(deployment, new, replicas))
     rolling = strategy.get("rollingUpdate") or {}
     surge = resolve(rolling.get("maxSurge", "25%"), replicas, up=True)
     unavailable = resolve(rolling.get("maxUnavailable", "25%"), replicas, up=False)
@@ -174,13 +190,13 @@ def _roll(deployment: Object, new: Object, old: list[Object]) -> list[Write]:
         target = replicas
     elif target < replicas:
         target = min(replicas, target + max(0, replicas + surge - total))
-    changes = _scale(new, target)
+    changes = _scale(deployment, new, target)
     spare = _ready(new) + sum(min(_ready(s), _wanted(s)) for s in old) - (replicas - unavailable)
     for found in old:
         broken = max(0, _wanted(found) - _ready(found))  # pods that are not ready can be deleted at once
         take = min(_wanted(found), broken + max(0, spare))
         spare -= max(0, take - broken)
-        changes += _scale(found, _wanted(found) - take)
+        changes += _scale(deployment, found, _wanted(found) - take)
     return changes
 
 
@@ -219,14 +235,15 @@ def reconcile_deployment(wanted: str, snapshot: Snapshot, now: float) -> list[Wr
     if deployment is None or deleting(deployment):
         return []
     digest = template_hash(_own_template(deployment))
-    sets = sorted(snapshot.owned("ReplicaSet", deployment), key=_revision)
+    claimed, adopting = claim("ReplicaSet", deployment, snapshot)
+    sets = sorted(claimed, key=_revision)
     new = next((s for s in sets if labels(s).get(HASH) == digest), None)
     old = [s for s in sets if s is not new]
     latest = max(map(_revision, sets), default=0)
     if new is None:
         first = int(deployment["spec"].get("replicas", 1)) if not old else 0
-        return [_new_set(deployment, digest, latest + 1, first), *_status(deployment, None, sets, now)]
-    changes: list[Write] = []
+        return [*adopting, _new_set(deployment, digest, latest + 1, first), *_status(deployment, None, sets, now)]
+    changes: list[Write] = adopting
     # after a rollback to an older template, its ReplicaSet gets the highest revision number
     if old and _revision(new) < latest:
         changes.append(
@@ -250,11 +267,11 @@ def reconcile_deployment(wanted: str, snapshot: Snapshot, now: float) -> list[Wr
 
 
 CONTROLLERS = (
-    Controller("replicaset", {"ReplicaSet": itself, "Pod": owner_of("ReplicaSet")}, reconcile_replica_set),
+    Controller("replicaset", {"ReplicaSet": itself, "Pod": claimants("ReplicaSet")}, reconcile_replica_set),
     Controller(
         "replicationcontroller",
-        {"ReplicationController": itself, "Pod": owner_of("ReplicationController")},
+        {"ReplicationController": itself, "Pod": claimants("ReplicationController")},
         reconcile_replication_controller,
     ),
-    Controller("deployment", {"Deployment": itself, "ReplicaSet": owner_of("Deployment")}, reconcile_deployment),
+    Controller("deployment", {"Deployment": itself, "ReplicaSet": claimants("Deployment")}, reconcile_deployment),
 )

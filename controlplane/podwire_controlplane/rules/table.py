@@ -8,7 +8,20 @@ from dataclasses import dataclass
 from podwire_base.kube.meta import Object
 
 from ..custom import definition
-from . import access, autoscaling, batch, certificates, core, extensions, network, pods, services, storage, workloads
+from . import (
+    access,
+    autoscaling,
+    batch,
+    certificates,
+    core,
+    devices,
+    extensions,
+    network,
+    pods,
+    services,
+    storage,
+    workloads,
+)
 from .fields import Causes
 
 Check = Callable[[Object], Causes]
@@ -107,6 +120,9 @@ RULES: dict[tuple[str, ...], Rules] = {
     ("apiregistration.k8s.io", "APIService"): Rules(extensions.api_service),
     ("flowcontrol.apiserver.k8s.io", "FlowSchema"): Rules(extensions.flow_schema),
     ("flowcontrol.apiserver.k8s.io", "PriorityLevelConfiguration"): Rules(extensions.priority_level),
+    ("resource.k8s.io", "DeviceClass"): Rules(devices.device_class),
+    ("resource.k8s.io", "ResourceClaim"): Rules(devices.claim, devices.claim_update, devices.claim_status, kept=False),
+    ("resource.k8s.io", "ResourceClaimTemplate"): Rules(devices.template, devices.claim_update, kept=False),
     ("resource.k8s.io", "ResourceSlice"): Rules(extensions.resource_slice, extensions.resource_slice_update),
     ("storage.k8s.io", "CSIDriver"): Rules(
         extensions.csi_driver, extensions.csi_driver_update, warnings=storage.csi_driver_warnings

@@ -57,6 +57,12 @@ class Claims(Protocol):
         """Set the fields that follow from others, and return the errors in those."""
         ...
 
+    def asks(self, obj: Object) -> bool:
+        """Whether a new object asks for values of its own choice. They are claimed before anybody looks whether there
+        is an object of its name, so a second creation is refused for them, with 422, as upstream.
+        """
+        ...
+
     async def take(self, obj: Object, before: Object | None, *, dry_run: bool) -> Taken:
         """Claim the values that `obj` has and `before` had not, and fill in those that it lacks. A dry run claims
         nothing. Raises StatusError, after which nothing is claimed.
@@ -155,6 +161,9 @@ class ServiceClaims:
 
     def prepare(self, obj: Object, before: Object | None) -> list[Cause]:
         return self.allocator.prepare(obj, before)
+
+    def asks(self, obj: Object) -> bool:
+        return bool(self.keys(obj))
 
     # ---- keys and values
 

@@ -229,7 +229,8 @@ class Objects:
         warnings += self._check(scope, obj, None)
         scope = Scope(resource, scope.namespace, name(obj))
         warnings += tuple(await self.judges.judge(scope, obj, None))
-        if self._claims(scope) is not None and await self.store.get(scope.key):
+        claims = self._claims(scope)
+        if claims is not None and not claims.asks(obj) and await self.store.get(scope.key):
             raise errors.exists(resource, scope.name)  # before it claims anything
         try:
             async with (

@@ -30,6 +30,9 @@ class PodCidrClaims:
     def prepare(self, _obj: Object, _before: Object | None) -> list[Cause]:
         return []
 
+    def asks(self, _obj: Object) -> bool:
+        return False
+
     async def take(self, obj: Object, before: Object | None, *, dry_run: bool) -> Taken:
         old = pod_cidrs_of(before) if before is not None else []
         new = [cidr for cidr in pod_cidrs_of(obj) if cidr not in old]

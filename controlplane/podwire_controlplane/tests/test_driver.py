@@ -357,3 +357,41 @@ def test_owners_of_kinds_without_informer_are_looked_for_in_the_api() -> None:
         assert {name(m) for m in await cluster.items(maps)} == {"kept", "unknown"}
 
     in_cluster(work)
+
+
+def test_what_goes_well_is_told_by_events() -> None:
+    """Scaling, the creation of pods and their nodes, as kubectl describe shows them, and a refusal."""
+
+    async def work(cluster: Cluster) -> None:
+        await cluster.api.create(DEPLOYMENTS, deployment("web", replicas=2))
+
+        async def reasons() -> dict[str, list[Object]]:
+            found: dict[str, list[Object]] = {}
+            for one in await cluster.items("/api/v1/namespaces/default/events"):
+                found.setdefault(one["reason"], []).append(one)
+            return found
+
+        async def told() -> bool:
+            found = await reasons()
+            return len(found.get("SuccessfulCreate", ())) == 2 and "ScalingReplicaSet" in found
+
+        await cluster.until(told)
+        found = await reasons()
+        (scaled,) = found["ScalingReplicaSet"]
+        assert scaled["involvedObject"]["kind"] == "Deployment" and "from 0 to 2" in scaled["message"]
+        assert (scaled["type"], scaled["source"]["component"]) == ("Normal", "deployment-controller")
+        pods = {name(one) for one in await cluster.items(PODS)}
+        assert {one["message"].removeprefix("Created pod: ") for one in found["SuccessfulCreate"]} == pods
+        quota = {"metadata": {"name": "none"}, "spec": {"hard": {"pods": "2"}}}
+        made = await cluster.api.create("/api/v1/namespaces/default/resourcequotas", quota)
+        status = {"status": {"hard": {"pods": "2"}, "used": {"pods": "2"}}}
+        await cluster.api.patch(f"/api/v1/namespaces/default/resourcequotas/{name(made)}/status", status)
+        await cluster.api.patch(f"{DEPLOYMENTS}/web", {"spec": {"replicas": 3}})
+
+        async def refused() -> bool:
+            rows = (await reasons()).get("FailedCreate", ())
+            return any(one["type"] == "Warning" and "exceeded quota" in one["message"] for one in rows)
+
+        await cluster.until(refused)
+
+    in_cluster(work)

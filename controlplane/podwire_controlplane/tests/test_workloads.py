@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from podwire_base.kube import patch
 from podwire_base.kube.meta import Object, labels, name
 from podwire_base.testing.builders import NOW, deployment, pod, replica_set, running, stored
-from podwire_controlplane.controllers import workloads
+from podwire_controlplane.controllers import claiming, workloads
 from podwire_controlplane.controllers.base import Snapshot, Write, owner_reference
 
 from ..testing.builders import snapshot
@@ -36,13 +36,49 @@ def test_missing_pods_are_made_from_the_template() -> None:
         owned(running("a", "10.0.0.1")),
         owned(stored(pod("done"), status={"phase": "Failed"})),
         owned(running("going", "10.0.0.2", deleted=True)),
-        running("stranger", "10.0.0.3"),
+        stored(pod("stranger", labels={"app": "other"})),
     )
     assert [c.verb for c in changes] == ["create", "create"]
     made = changes[0].obj
     assert made["metadata"]["generateName"] == "web-" and labels(made) == {"app": "web"}
     assert made["metadata"]["ownerReferences"] == [owner_reference(OWNER)]
     assert made["spec"] == OWNER["spec"]["template"]["spec"] and made["spec"] is not OWNER["spec"]["template"]["spec"]
+
+
+def test_pods_are_adopted_and_released_by_the_selector() -> None:
+    other = {**OWNER, "metadata": {**OWNER["metadata"], "uid": "other"}}
+    theirs = running("theirs", "10.0.0.4")
+    theirs["metadata"]["ownerReferences"] = [owner_reference(other)]
+    lost = owned(running("lost", "10.0.0.1"))
+    lost["metadata"]["labels"] = {"app": "debug"}
+    lost["metadata"]["ownerReferences"] += [{"apiVersion": "v1", "kind": "ConfigMap", "name": "c", "uid": "c"}]
+    changes = replicas(
+        running("orphan", "10.0.0.2"), lost, theirs, running("going", "10.0.0.3", deleted=True), wanted=2
+    )
+    written = {(c.verb, c.name): c.obj for c in changes}
+    assert written.keys() == {("patch", "orphan"), ("patch", "lost"), ("create", "")}
+    assert written[("patch", "orphan")]["metadata"]["ownerReferences"] == [owner_reference(OWNER)]
+    assert [ref["kind"] for ref in written[("patch", "lost")]["metadata"]["ownerReferences"]] == ["ConfigMap"]
+    assert all(written[("patch", own)]["metadata"]["uid"] for own in ("orphan", "lost"))
+
+
+def test_an_object_without_a_controller_wakes_those_that_select_it() -> None:
+    found, orphan = snapshot(OWNER), running("orphan", "10.0.0.2")
+    mapper = claiming.claimants("ReplicaSet")
+    assert list(mapper(orphan, found)) == ["default/web"]
+    assert list(mapper(stored(pod("x", labels={"app": "other"})), found)) == []
+    assert list(mapper(owned(running("mine", "10.0.0.3")), found)) == ["default/web"]
+
+
+def test_a_deployment_adopts_its_replica_set() -> None:
+    made = stored(deployment())
+    (new,) = [c for c in workloads.reconcile_deployment("default/web", snapshot(made), NOW) if c.verb == "create"]
+    assert new.told is not None and new.told.message == f"Scaled up replica set {new.name} from 0 to 3"
+    orphan = stored(copy.deepcopy(new.obj))
+    del orphan["metadata"]["ownerReferences"]
+    changes = workloads.reconcile_deployment("default/web", snapshot(made, orphan), NOW)
+    assert [(c.verb, c.name) for c in changes if c.kind == "ReplicaSet"] == [("patch", new.name)]
+    assert changes[0].obj["metadata"]["ownerReferences"] == [owner_reference(made)]
 
 
 def test_surplus_pods_go_in_the_order_that_hurts_least() -> None:
