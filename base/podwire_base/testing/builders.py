@@ -78,6 +78,14 @@ def node(own: str, *, labels: dict[str, str] | None = None, ready: bool = True, 
 
 
 _CLASSES = {"app": "web"}
+_REQUEST = (  # a PKCS #10 request in PEM, in base64
+    "LS0tLS1CRUdJTiBDRVJUSUZJQ0FURSBSRVFVRVNULS0tLS0KTUlIa01JR0xBZ0VBTUNreEZ6QVZCZ05WQkFvTURuTjVjM1JsYlRw"
+    "dFlYTjBaWEp6TVE0d0RBWURWUVFEREFWaApaRzFwYmpCWk1CTUdCeXFHU000OUFnRUdDQ3FHU000OUF3RUhBMElBQkVVby9qNVZP"
+    "aWQwSmluSkkzeFNNZXpiCmZ2NnJDQ2tKa2x3blM4aWVUZkRyUklHUW05dXdMOGxvVExOa2JSQnMrSFhWQkgvNjgwTis0cGRRWkM1"
+    "aTFJK2cKQURBS0JnZ3Foa2pPUFFRREFnTklBREJGQWlBazFTQ2NHc29XTHZsWldTbVR0Y20rcWJTdE5hSDRNVkp3NU1UOAphbXNW"
+    "VHdJaEFMNnJrNU9YQ1VYWllEVy9DRUhRMUlPSEVCODZIK2lPaGE5aDlnSHVJZkkrCi0tLS0tRU5EIENFUlRJRklDQVRFIFJFUVVF"
+    "U1QtLS0tLQo="
+)
 _CEL = {
     "matchConstraints": {
         "resourceRules": [{"apiGroups": [""], "apiVersions": ["v1"], "operations": ["*"], "resources": ["pods"]}]
@@ -102,7 +110,9 @@ MINIMAL: dict[str, Object] = {
     "CSIDriver": {"spec": {}},
     "CSINode": {"spec": {"drivers": []}},
     "CSIStorageCapacity": {"storageClassName": "fast"},
-    "CertificateSigningRequest": {"spec": {"request": "", "signerName": "example.com/x", "usages": ["client auth"]}},
+    "CertificateSigningRequest": {
+        "spec": {"request": _REQUEST, "signerName": "example.com/x", "usages": ["client auth"]}
+    },
     "ClusterRoleBinding": _ROLE,
     "ControllerRevision": {"revision": 1, "data": {"a": 1}},
     "CronJob": {"spec": {"schedule": "* * * * *", "jobTemplate": {"spec": {"template": _NEVER}}}},
