@@ -35,6 +35,7 @@ WORDS: dict[str, tuple[tuple[str, ...], str] | None] = {
     "tunnel": ((), "its cluster is not on this machine"),
     "open": (("kubernetes",), "its cluster is not on this machine"),
     "explain": (("node1", "kubernetes:443"), "no pod 'node1'"),
+    "flows": ((), "its cluster is not on this machine"),
     "nft list": ((), "there is no nftables table of podwire here"),
     "report": (("--file", "{0}/r.tar.gz", "--run-dir", "{0}"), "files; look at it before you publish it"),
     "cleanup": ((), "nothing of the proxy is here"),
@@ -59,7 +60,9 @@ WORDS: dict[str, tuple[tuple[str, ...], str] | None] = {
     "pause-image": (("--output", "{0}/p.tar"), ""),
     "dns cleanup": ((), "nothing to remove"),
     "dns query": (("a.b", "--listen", "127.0.0.1", "--port", "9"), "127.0.0.1"),
-    **dict.fromkeys(("demo", "join", "node-walk", "agent", "apiserver", "controllers", "wiring", "proxy", "lb")),
+    **dict.fromkeys(
+        ("demo", "drops", "join", "node-walk", "agent", "apiserver", "controllers", "wiring", "proxy", "lb")
+    ),
     **dict.fromkeys(("dns feeder", "dns serve", "dns server")),
 }
 

@@ -279,6 +279,7 @@ ROLE_HALF = [
             ROLE + "rotate.py": "a log's old part is kept under another name",
             "cni/podwire_cni/ipam/store.py": "a lease that is given back keeps its file under another name",
             ROLE + "unixsocket.py": "a socket, not a file",
+            "netns-tests/lab/clients.py": "a folder of packages, which appears whole",
             "netns-tests/lab/incluster.py": "a Secret's files, exchanged as a kubelet does it",
             "vagrant/qemu.py": "a log that is whole when it has its name",
         },

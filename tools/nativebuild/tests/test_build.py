@@ -104,7 +104,7 @@ def test_without_clang_there_are_no_objects_and_that_is_said_once(copy: Path, mo
     monkeypatch.setattr(toolchain, "find", lambda *, musl, flags: (None, "no C compiler"))
     built, warnings = builder.build(copy)
     assert built == [] and [warning for warning in warnings if "no clang (Debian: clang)" in warning] == [
-        f"sock.bpf.o is not built (no clang (Debian: clang)); in its place: {units.OBJECTS[0].stands_in}"
+        f"{unit.name} is not built (no clang (Debian: clang)); in its place: {unit.stands_in}" for unit in units.OBJECTS
     ]
 
 
