@@ -101,6 +101,7 @@ def test_what_the_readme_says(laptop: Machine) -> None:
     trouble = re.findall(r"`(podwire [^`]+)`", page.split("## When something does not work", 1)[1].split("\n## ", 1)[0])
     mends = ("podwire up", "podwire down")  # what they do with a cluster in trouble has tests of its own
     asked = [c.replace(" pod NAME", f" {pod}").replace(" POD ", f" {pod} ") for c in trouble if c not in mends]
+    asked = [c.replace("podwire drops", "podwire drops --for 1") for c in asked]
     assert len(asked) == len(trouble) - len(mends) >= 6
     said = shell(laptop, [*settings, *asked])
     assert "as explained" in said

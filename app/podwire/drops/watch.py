@@ -84,9 +84,10 @@ def pods_of(nodes: Sequence[Place]) -> dict[str, str]:
     found = {}
     for node in nodes:
         folder = (node.run_dir or Path("/nonexistent")) / "cni" / "leases"
-        for lease in folder.iterdir() if folder.is_dir() else ():
+        for lease in folder.glob("[!.]*") if folder.is_dir() else ():  # the store's own files begin with a dot
             with contextlib.suppress(OSError, ValueError):
-                found[lease.name] = str(json.loads(lease.read_text().partition("\n")[0]).get("pod") or "")
+                record = json.loads(lease.read_text().partition("\n")[0])
+                found[lease.name] = str((record.get("pod") if isinstance(record, dict) else "") or "")
     return found
 
 

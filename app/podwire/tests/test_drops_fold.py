@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 from podwire.drops.fold import MOST, Fold, Names, as_json, line
+from podwire.drops.watch import pods_of
+from podwire.explain.onnode import Place
 from podwire_base.kernel.dropped import TCP, Dropped, Packet
 from podwire_proxy.dataplane import Key
 
@@ -53,3 +56,12 @@ def test_what_a_terminal_obeys_is_escaped() -> None:
     fold.add("node1", dropped())
     ((row,), _) = fold.take()
     assert "\x1b" not in line(row, Names({"10.244.0.2": "default/\x1b[2J"}))
+
+
+def test_pods_are_named_by_the_leases_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "cni" / "leases"
+    folder.mkdir(parents=True)
+    files = {"10.244.1.2": '{"pod": "default/web"}\n', "10.244.1.3": "", ".layout": "2\n", "10.244.1.4": "[]"}
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    assert pods_of([Place(run_dir=tmp_path), Place()]) == {"10.244.1.2": "default/web", "10.244.1.4": ""}
