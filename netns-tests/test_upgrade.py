@@ -71,6 +71,17 @@ def change(node: Node, old: OldVersion | None, *commands: str) -> None:
         node.ns.run([f"{sys.prefix}/bin/podwire", *commands])
     node.run(old)
     wait_until(node.ready, f"the other version is ready on {node.name}", 40)
+    if old is None:
+        guarded(node)
+
+
+def guarded(node: Node) -> None:
+    """Wait for the tables of the tunnels. An agent that finds its conflist serves pods before it knows the Nodes."""
+    wait_until(
+        lambda: any(" podwire-tunnel input from a node" in row for row in node.rules()),
+        f"the tunnels of {node.name} are guarded",
+        20,
+    )
 
 
 def calls(made: World, old: OldVersion) -> None:
@@ -92,6 +103,7 @@ def fresh(node: Node) -> set[str]:
     node.ns.run(["nft", "flush", "ruleset"])
     node.run(None)
     wait_until(node.ready, f"a fresh agent is ready on {node.name}", 40)
+    guarded(node)
     return node.rules()
 
 

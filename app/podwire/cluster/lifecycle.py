@@ -206,7 +206,10 @@ def _begin(config: ClusterConfig, notes: tuple[str, ...], *, until_eof: bool, po
     port = port or hold_port(config.api_port)
     with port:
         if port.getsockname()[1] != config.api_port:
-            raise UpFailed(f"port {config.api_port} of 127.0.0.1 is taken by another program: end it, or {AGAIN}")
+            taken = f"port {config.api_port} of 127.0.0.1 is taken by another program: end it, or {AGAIN}"
+            if not (config.run_dir / "process.json").exists():  # its maker may hold the port, and begin it after this
+                taken = f"cluster {config.name!r} is being started by another `podwire up`, or its {taken}"
+            raise UpFailed(taken)
         command = [sys.executable, "-m", "podwire.cluster.run", config.name, "--holds", str(port.fileno())]
         with (config.run_dir / "log" / "cluster.log").open("ab") as log:
             process = subprocess.Popen(
