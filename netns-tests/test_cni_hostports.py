@@ -14,7 +14,7 @@ from scapy.layers.sctp import SCTP, SCTPChunkInit
 
 from lab.capture import Capture
 from lab.cnicluster import OUTSIDE, Cluster, give, two_nodes
-from lab.cninode import ask, put_node, wait_until
+from lab.cninode import Answer, ask, put_node, wait_until
 from lab.netns import NetNS
 
 NODE, NODE6, OTHER = "192.0.2.1", "fd0a::1", "192.0.2.101"
@@ -380,9 +380,15 @@ def test_check_names_what_is_missing(cluster: Cluster) -> None:
     cluster.made.append((one, "a"))
     checked = {**conf, "prevResult": added.body}
     assert one.cni("CHECK", "a", pod, checked).status == 0
-    one.look()
-    one.ns.run(["nft", "flush", "map", "ip", "podwire-cni", "hostports"])
-    answer = one.cni("CHECK", "a", pod, checked)
+
+    def named() -> Answer | None:
+        """The agent hears of the flush, and may mend the map before the call reads it."""
+        one.ns.run(["nft", "flush", "map", "ip", "podwire-cni", "hostports"])
+        answer = one.cni("CHECK", "a", pod, checked)
+        return answer if answer.status else None
+
+    answer = wait_until(named, "CHECK reads the map before it is mended")
+    assert answer is not None
     assert answer.status == 1 and "hostports lacks tcp . 8080" in answer.body["msg"], answer.out
 
 
