@@ -382,7 +382,8 @@ ACTS: dict[str, Callable[[Path], Counts]] = {
 
 def count(lines: list[str], own: Counts) -> Counts:
     """Returns the counts of one operation. lines: the system calls that strace recorded. own: the counts that the
-    operation made itself; own["per"] is the number of repetitions, and the counts of strace are divided by it.
+    operation made itself; own["per"] is the number of repetitions, and the counts of strace are divided by it and
+    rounded: what a role does once in some seconds may fall between the marks, and is no part of the operation.
     """
     times = own.pop("per", 1)
     seen = {
@@ -390,7 +391,7 @@ def count(lines: list[str], own: Counts) -> Counts:
         "netlink messages": sum(len(MESSAGE.findall(x)) for x in lines if SENT.search(x)),
         "syncs": sum(1 for line in lines if SYNC.search(line)),
     }
-    return {**{name: -(-number // times) for name, number in seen.items()}, **own}
+    return {**{name: (2 * number + times) // (2 * times) for name, number in seen.items()}, **own}
 
 
 def between(trace: str, client: bool) -> list[str]:
