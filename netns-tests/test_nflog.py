@@ -9,7 +9,7 @@ import pytest
 
 from lab.netns import Lab
 from podwire_base.kernel import nflog
-from podwire_base.kernel.ip import Family, packed
+from podwire_base.kernel.ip import Family
 from podwire_base.kernel.netns import within
 from podwire_base.kernel.nflogsocket import Reader
 from podwire_base.kernel.nft import ruleset as nft
@@ -55,8 +55,8 @@ def test_a_logged_packet_reaches_the_reader_with_its_reason(lab: Lab, family: Fa
             reader.close()
         assert overruns == 0
         assert 1 <= len(found) <= 3, "the limit holds"
-        assert {(one.reason, one.protocol, one.destination, one.port) for one in found} == {
-            (Reason.NO_ENDPOINTS, 17, packed(loopback), 4242)
+        assert {(one.reason, one.packet.protocol, one.packet.dst, one.packet.dport) for one in found} == {
+            (Reason.NO_ENDPOINTS, 17, loopback, 4242)
         }
         assert conn.packets(table, "out")["dropped"] == 6, "who is not logged is refused too"
 

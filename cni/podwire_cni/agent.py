@@ -293,9 +293,7 @@ class Agent:
         part with the kernel first. native None: keep the last agent's value, because this agent does not know the other
         nodes' addresses yet. Returns a line for each change.
         """
-        with self.plugin.outside:
-            unwanted = self.plugin.unwanted(net)
-            changes = wiring.ensure_node(net, unwanted)
+        unwanted, changes = self.plugin.with_unwanted(net, wiring.ensure_node)
         for line in changes:
             log.info("node", change=line)
         beat.tick("bridge")

@@ -81,7 +81,7 @@ class Attachments:
     _locks: KeyedLock = field(default_factory=KeyedLock)
     _leases: threading.Lock = field(default_factory=threading.Lock)
     # held while routes are compared with the leases outside the podCIDRs, and while such a lease and its route end
-    outside: threading.RLock = field(default_factory=threading.RLock)
+    _outside: threading.RLock = field(default_factory=threading.RLock)
     _doubts: Doubts = field(default_factory=Doubts)
 
     def reconcile(self) -> list[str]:
@@ -276,6 +276,16 @@ class Attachments:
             key=str,
         )
 
+    def with_unwanted(
+        self, node: NodeNet, ensure: Callable[[NodeNet, Sequence[IPAddress]], list[str]]
+    ) -> tuple[list[IPAddress], list[str]]:
+        """Call `ensure` with the node's network and the addresses outside its podCIDRs, while no such pod ends. Returns
+        these addresses and the lines of `ensure`.
+        """
+        with self._outside:
+            unwanted = self.unwanted(node)
+            return unwanted, ensure(node, unwanted)
+
     def figures(self) -> dict[str, int]:
         with self._leases:
             leases = self.allocator.leases()
@@ -358,10 +368,10 @@ class Attachments:
             held = self.allocator.owned_by(owner)
         routes = self._own_routes(held)
         # without the lock, a sync that has read the leases would add the route again
-        with self.outside if routes else contextlib.nullcontext():
+        with self._outside if routes else contextlib.nullcontext():
             self._remove(owner, held, routes)
         if not routes and (late := self._own_routes(held)):  # the node's podCIDR has changed meanwhile
-            with self.outside:
+            with self._outside:
                 self.kernel.remove(late)
 
     def _own_routes(self, held: Sequence[Lease]) -> list[Op]:

@@ -78,7 +78,7 @@ class Standalone:
         if command in ("ADD", "STATUS"):
             from . import wiring
 
-            wiring.ensure_node(node, plugin.unwanted(node))
+            plugin.with_unwanted(node, wiring.ensure_node)
         cidrs = tuple(str(r.subnet) for ranges in node.ranges for r in ranges)
         rules = NodeRules(cidrs, frozenset(conf.native) if conf.ip_masq else None, mac=node.bridge_mac)
         if firewall.present():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from podwire_base.kernel.nflog import Logged
 from podwire_base.kernel.reasons import Reason
 
-from .names import Names, text
+from .names import Names
 from .record import DROPPED, PROTOCOLS, REFUSED, Flow
 
 REJECTED = frozenset((Reason.NO_ENDPOINTS, Reason.WRONG_PORT))  # their rules answer; the others drop
@@ -13,12 +13,12 @@ REJECTED = frozenset((Reason.NO_ENDPOINTS, Reason.WRONG_PORT))  # their rules an
 
 def flow_of(names: Names, logged: Logged, now: float) -> Flow | None:
     """Returns the connection that a packet began; None if another node tells of it. now: seconds since 1970."""
-    source, ip = text(logged.source), text(logged.destination)
-    ends = names.named(source, ip, logged.port, logged.protocol, ip, now)
+    packet, ip = logged.packet, logged.packet.dst
+    ends = names.named(packet.src, ip, packet.dport, packet.protocol, ip, now)
     if ends is None:
         return None
     return Flow(
-        0, names.node, now, now, PROTOCOLS.get(logged.protocol, str(logged.protocol)),
-        source, logged.source_port, ip, logged.port, ip, logged.port, ends,
+        0, names.node, now, now, PROTOCOLS.get(packet.protocol, str(packet.protocol)),
+        packet.src, packet.sport, ip, packet.dport, ip, packet.dport, ends,
         REFUSED if logged.reason in REJECTED else DROPPED, logged.reason.value, 1,
     )  # fmt: skip

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import select
 import socket
 import time
 from collections.abc import Generator, Sequence
-from pathlib import Path
 
 from podwire_base.kernel.dropped import Dropped
 from podwire_base.kernel.netns import call_in
@@ -38,26 +36,31 @@ class Spaces:
         self._files: dict[str, tuple[int, int, int]] = {}
         self._known: dict[tuple[str, int], int] = {}  # (path, inode) -> number
         self.of: dict[int, tuple[Place, str]] = {}  # number -> (its node, path)
+        self.pods: dict[str, str] = {}  # address -> pod
         self._links: dict[int, dict[int, str]] = {}
 
     def look(self) -> bool:
         """Reads what pod wiring tells of the pods. Returns whether a namespace came or went."""
         found: dict[int, tuple[Place, str]] = {}
+        pods: dict[str, str] = {}
         for node in self._nodes:
-            for path in (node.path, *self._pods(node)):
+            spaces = self._spaces(node)
+            pods |= {ip: space.pod for space in spaces if space.pod for ip in space.ips}
+            for path in (node.path, *(space.path for space in spaces)):
                 with contextlib.suppress(OSError):
                     found[self._number(path)] = node, path
         changed = found.keys() != self.of.keys()
-        self.of = found
+        self.of, self.pods = found, pods
         return changed
 
-    def _pods(self, node: Place) -> list[str]:
+    @staticmethod
+    def _spaces(node: Place) -> tuple[podspaces.PodSpace, ...]:
         if node.run_dir is None:
-            return []
+            return ()
         try:
-            return [space.path for space in podspaces.decode(podspaces.path(node.run_dir).read_text())]
+            return podspaces.decode(podspaces.path(node.run_dir).read_text())
         except (OSError, UnicodeDecodeError):
-            return []
+            return ()
 
     def _number(self, path: str) -> int:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -77,18 +80,6 @@ class Spaces:
             with contextlib.suppress(OSError):
                 self._links[space] = dict(call_in(self.of[space][1], socket.if_nameindex))
         return self._links.get(space, {}).get(index, "")
-
-
-def pods_of(nodes: Sequence[Place]) -> dict[str, str]:
-    """Returns address -> pod by the leases of these nodes."""
-    found = {}
-    for node in nodes:
-        folder = (node.run_dir or Path("/nonexistent")) / "cni" / "leases"
-        for lease in folder.glob("[!.]*") if folder.is_dir() else ():  # the store's own files begin with a dot
-            with contextlib.suppress(OSError, ValueError):
-                record = json.loads(lease.read_text().partition("\n")[0])
-                found[lease.name] = str((record.get("pod") if isinstance(record, dict) else "") or "")
-    return found
 
 
 class Rules:
@@ -134,7 +125,7 @@ def watch(
     """
     spaces, rules, fold = Spaces(nodes), Rules(), Fold()
     spaces.look()
-    names.pods = {**names.pods, **pods_of(nodes)}
+    names.pods = {**names.pods, **spaces.pods}
     tracer = Tracer(spaces.of)
     with contextlib.closing(tracer):
         poll = select.poll()
@@ -154,7 +145,7 @@ def watch(
                 look = now + AGAIN
                 if spaces.look():
                     tracer.follow(spaces.of)
-                    names.pods = {**names.pods, **pods_of(nodes)}
+                names.pods = {**names.pods, **spaces.pods}
             over = end is not None and now >= end
             if now >= due or over:
                 due = now + every

@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 
 from podwire.drops.fold import MOST, Fold, Names, as_json, line
-from podwire.drops.watch import pods_of
+from podwire.drops.watch import Spaces
 from podwire.explain.onnode import Place
 from podwire_base.kernel.dropped import TCP, Dropped, Packet
+from podwire_base.role import podspaces
+from podwire_base.role.podspaces import PodSpace
 from podwire_proxy.dataplane import Key
 
 PACKET = Packet("10.244.0.2", "10.96.0.20", TCP, 40000, 80)
@@ -58,10 +60,15 @@ def test_what_a_terminal_obeys_is_escaped() -> None:
     assert "\x1b" not in line(row, Names({"10.244.0.2": "default/\x1b[2J"}))
 
 
-def test_pods_are_named_by_the_leases_alone(tmp_path: Path) -> None:
-    folder = tmp_path / "cni" / "leases"
-    folder.mkdir(parents=True)
-    files = {"10.244.1.2": '{"pod": "default/web"}\n', "10.244.1.3": "", ".layout": "2\n", "10.244.1.4": "[]"}
-    for name, text in files.items():
-        (folder / name).write_text(text)
-    assert pods_of([Place(run_dir=tmp_path), Place()]) == {"10.244.1.2": "default/web", "10.244.1.4": ""}
+def test_pods_are_named_by_what_wiring_tells(tmp_path: Path) -> None:
+    told = (
+        PodSpace(1, 2, "/nowhere", ("10.244.1.2", "fd00::2"), "default/web"),
+        PodSpace(1, 3, "/nowhere", ("10.244.1.3",)),
+    )
+    podspaces.path(tmp_path).write_text(podspaces.encode(told))
+    spaces = Spaces([Place(run_dir=tmp_path), Place()])
+    spaces.look()
+    assert spaces.pods == dict.fromkeys(("10.244.1.2", "fd00::2"), "default/web")
+    podspaces.path(tmp_path).unlink()
+    spaces.look()
+    assert spaces.pods == {}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
+from .dropped import Packet, packet
 from .netlink.codec import attr, nfgenmsg, parse, to_text, u32
 from .reasons import Reason
 
@@ -23,14 +24,8 @@ _SECONDS = 2  # in 1/100 s: for how long the kernel gathers packets
 
 
 class Logged(NamedTuple):
-    """protocol: IPPROTO_*. Ports are 0 where the protocol has none."""
-
     reason: Reason
-    protocol: int
-    source: bytes
-    source_port: int
-    destination: bytes
-    port: int
+    packet: Packet
 
 
 def prefix(reason: Reason) -> str:
@@ -49,17 +44,7 @@ def read(body: bytes) -> Logged | None:
     words = to_text(got.get(_PREFIX_ATTR))
     try:
         reason = Reason(words.removeprefix(_PREFIX)) if words.startswith(_PREFIX) else None
-        return None if reason is None else _packet(reason, got.get(_PAYLOAD, b""))
-    except (ValueError, struct.error, IndexError):
+    except ValueError:
         return None
-
-
-def _packet(reason: Reason, data: bytes) -> Logged:
-    if data[0] >> 4 == 4:
-        protocol, source, destination = struct.unpack_from("!9xB2x4s4s", data)
-        rest = data[(data[0] & 15) * 4 :]
-    else:
-        protocol, source, destination = struct.unpack_from("!6xBx16s16s", data)
-        rest = data[40:]
-    ports = struct.unpack_from("!HH", rest) if protocol in (6, 17, 132) else (0, 0)
-    return Logged(reason, protocol, source, ports[0], destination, ports[1])
+    seen = packet(got.get(_PAYLOAD, b""))
+    return None if reason is None or seen is None else Logged(reason, seen)

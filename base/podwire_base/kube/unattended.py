@@ -13,7 +13,5 @@ MISSING: Final[dict[str, str]] = {
     "HorizontalPodAutoscaler": "nothing is scaled by it",
     "PersistentVolumeClaim": "no volume is bound to it",
     "Ingress": "no traffic is routed by it",
-    "ResourceQuota": "nothing is counted or refused by it",
-    "LimitRange": "it sets defaults, and its minimum and maximum refuse nothing",
     "ResourceClaim": "no device is allocated for it",
 }

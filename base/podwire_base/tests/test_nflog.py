@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from podwire_base.kernel import nflog
+from podwire_base.kernel.dropped import Packet
 from podwire_base.kernel.ip import packed
 from podwire_base.kernel.netlink.codec import attr, nfgenmsg, parse, text
 from podwire_base.kernel.nflog import Logged
@@ -35,18 +36,21 @@ def message(packet: bytes, prefix: str) -> bytes:
 @pytest.mark.parametrize("reason", [Reason.NO_ENDPOINTS, Reason.WRONG_PORT, Reason.NO_LOCAL_ENDPOINTS])
 def test_packets_and_reasons(reason: Reason) -> None:
     words = nflog.prefix(reason)
-    assert nflog.read(message(v4(6, TCP), words)) == Logged(
-        reason, 6, packed("10.244.0.2"), 40000, packed("10.96.0.10"), 80
-    )
+    assert nflog.read(message(v4(6, TCP), words)) == Logged(reason, Packet("10.244.0.2", "10.96.0.10", 6, 40000, 80))
     with_options = nflog.read(message(v4(17, TCP, bytes(8)), words))
     assert with_options is not None
-    assert with_options.port == 80
+    assert with_options.packet.dport == 80
     sixth = nflog.read(message(v6(132, TCP), words))
     assert sixth is not None
-    assert (sixth.protocol, sixth.destination, sixth.port) == (132, packed("fd00:96::a"), 80)
+    assert sixth.packet == Packet("fd00::2", "fd00:96::a", 132, 40000, 80)
     ping = nflog.read(message(v4(1, b"\x08\0\0\0"), words))
     assert ping is not None
-    assert (ping.source_port, ping.port) == (0, 0)
+    assert (ping.packet.sport, ping.packet.dport, ping.packet.kind) == (0, 0, (8, 0))
+    later = bytearray(v4(17, TCP))
+    later[6:8] = struct.pack("!H", 3)
+    fragment = nflog.read(message(bytes(later), words))
+    assert fragment is not None
+    assert fragment.packet.dport == 0, "a later fragment begins with no ports"
 
 
 @pytest.mark.parametrize(
@@ -54,7 +58,7 @@ def test_packets_and_reasons(reason: Reason) -> None:
     [
         message(v4(6, TCP), "somebody else's"),
         message(v4(6, TCP), "podwire unheard-of"),
-        message(v4(6, TCP)[:22], "podwire no-endpoints"),
+        message(v4(6, TCP)[:18], "podwire no-endpoints"),
         message(b"", "podwire no-endpoints"),
         b"",
     ],

@@ -154,23 +154,20 @@ def test_a_route_that_a_sync_adds_ends_with_its_pod(known: bool) -> None:
 
     host.kernel.remove = removed  # type: ignore[method-assign]  # FakeKernel keeps no routes
 
-    def sync() -> list[IPAddress]:
-        """As the agent's `_become`."""
-        with host.plugin.outside:
-            unwanted = host.plugin.unwanted(moved)
-            if not ending.ident:
-                ending.start()
-                removing.wait(0.2)  # set only if the DEL did not wait
-            routes.clear()
-            routes.update(host_route(one).network for one in unwanted)
-        return unwanted
+    def ensure(_: NodeNet, unwanted: Sequence[IPAddress]) -> list[str]:
+        if not ending.ident:
+            ending.start()
+            removing.wait(0.2)  # set only if the DEL did not wait
+        routes.clear()
+        routes.update(host_route(one).network for one in unwanted)
+        return []
 
-    read = sync()
+    read, _ = host.plugin.with_unwanted(moved, ensure)
     assert read == [address]
     host.node = moved
     ending.join(patient(10))
     if known:
         assert not routes, "the DEL has ended"
     if host.plugin.unwanted(moved) != read:
-        sync()
+        host.plugin.with_unwanted(moved, ensure)
     assert not routes and not host.held

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from podwire_base.kernel.ip import packed
+from podwire_base.kernel.dropped import Packet
 from podwire_base.kernel.nflog import Logged
 from podwire_base.kernel.reasons import Reason
 
@@ -23,7 +23,7 @@ from .test_names import WEB, made
     ],
 )
 def test_what_the_client_saw(reason: Reason, verdict: str) -> None:
-    logged = Logged(reason, 6, packed("10.244.0.2"), 40000, packed("10.96.0.10"), 5432)
+    logged = Logged(reason, Packet("10.244.0.2", "10.96.0.10", 6, 40000, 5432))
     flow = flow_of(made(), logged, 150.0)
     assert flow is not None
     assert (flow.verdict, flow.reason, flow.ends.source) == (verdict, reason.value, WEB)
@@ -33,4 +33,4 @@ def test_what_the_client_saw(reason: Reason, verdict: str) -> None:
 
 
 def test_another_node_tells_of_its_own_pods() -> None:
-    assert flow_of(made(), Logged(Reason.POLICY, 6, packed("10.244.1.3"), 1, packed("10.244.0.2"), 80), 150.0) is None
+    assert flow_of(made(), Logged(Reason.POLICY, Packet("10.244.1.3", "10.244.0.2", 6, 1, 80)), 150.0) is None
