@@ -438,6 +438,7 @@ class Agent:
                     changed.clear()
                     if informer.synced.is_set() and not stop.is_set():
                         beat.taking()
+                        await asyncio.to_thread(upkeep.reading)
                         pause = await self._sync(dict(informer.objects))
                         names = (BRIDGE, *overlay.TUNNELS.values(), *self.networks.known)
                         links.watch(filter(None, map(index_of, names)), index_of(self.config.uplink))

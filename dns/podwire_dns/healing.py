@@ -43,6 +43,7 @@ class NodeState:
             return tuple(map(tuple, host.counts(config().addresses())))
 
         async def mend() -> None:
+            await asyncio.to_thread(loop.reading)
             await asyncio.to_thread(self.look, config())
             await asyncio.to_thread(loop.settled)
 

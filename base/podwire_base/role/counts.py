@@ -24,21 +24,36 @@ class Counts:
         self._figures, self._generation, self._own = figures, generation, own
         self.hinted = hinted or generation is not None
         self._last: tuple[int | None, int, Hashable] | None = None
+        self._before: tuple[int | None, int, Hashable] | None = None
+
+    def reading(self) -> None:
+        """The role begins to read everything. What others change from now on, and nobody tells of, is a difference at
+        the next look, even if it happens before `settled`. So are the role's own changes: they cost one more reading.
+        With a generation, notifications tell of such changes. Raises OSError.
+        """
+        self._before = None if self._generation else self._now()
 
     def settled(self) -> None:
-        """The kernel's state is as it should be now. Raises OSError."""
+        """The kernel's state was as it should be when the role read it. Raises OSError."""
+        if self._generation or not (self._before or self._last):
+            self._last = self._now()
+        else:
+            self._last = self._before or self._last
+        self._before = None
+
+    def _now(self) -> tuple[int | None, int, Hashable]:
         own, generation = self._own(), self._generation() if self._generation else None
-        self._last = generation, own, self._figures()
+        return generation, own, self._figures()
 
     def differs(self) -> bool:
         """Whether another program changed what is counted since the last look. Raises OSError."""
         if self._last is None:
-            self.settled()
+            self._last = self._now()
             return False
         generation, own, figures = self._last
         now = self._generation() if self._generation else None
         if now is not None and (now, self._own()) == (generation, own):
             return False
-        self.settled()
+        self._last = self._now()
         # our own changes meanwhile: what others changed beside them is told by the notifications
         return self._last[1] == own and self._last[2] != figures

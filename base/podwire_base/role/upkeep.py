@@ -88,8 +88,9 @@ def node_event(node: str, component: str, what: str, now: float) -> Object:
 
 
 class Upkeep:
-    """The loop. mend: reads everything and writes the differences, or has that done soon; the role calls `settled`
-    afterwards. looks, whole: how often it looked at counts, and how often it asked to read everything.
+    """The loop. mend: reads everything and writes the differences, or has that done soon; the role calls `reading`
+    before that and `settled` afterwards. looks, whole: how often it looked at counts, and how often it asked to read
+    everything.
     """
 
     def __init__(
@@ -110,6 +111,12 @@ class Upkeep:
         self._mended = self._read = float("-inf")
         self._next = time.monotonic() + every
         self.looks = self.whole = 0
+
+    def reading(self) -> None:
+        """The role begins to read everything."""
+        with contextlib.suppress(OSError):  # then `settled` counts
+            for one in self._counts:
+                one.reading()
 
     def settled(self) -> None:
         """Everything was read and mended just now."""

@@ -99,6 +99,43 @@ def test_without_a_generation_the_figures_are_read_at_each_look() -> None:
     assert kernel.reads == 3
 
 
+def test_a_change_that_comes_while_the_role_reads_is_found_by_the_next_look() -> None:
+    kernel = Kernel()
+    counts = Counts(kernel.figures)
+    counts.reading()
+    kernel.rules = 2  # after the role read them, before it says so
+    counts.settled()
+    assert counts.differs() and not counts.differs()
+
+
+def test_a_role_that_does_not_say_that_it_reads_loses_nothing_either() -> None:
+    kernel = Kernel()
+    counts = Counts(kernel.figures)
+    counts.settled()
+    kernel.rules = 2
+    counts.settled()
+    assert counts.differs() and not counts.differs()
+
+
+def test_what_the_role_itself_changes_costs_one_more_reading_and_no_second() -> None:
+    kernel = Kernel()
+    counts = Counts(kernel.figures)
+    for rules, found in ((4, True), (4, False), (4, False)):
+        counts.reading()
+        kernel.rules = rules
+        counts.settled()
+        assert counts.differs() is found
+
+
+def test_with_a_generation_the_own_commits_while_reading_are_no_difference() -> None:
+    kernel = Kernel()
+    counts = kernel.counts()
+    counts.reading()
+    kernel.ours(7)
+    counts.settled()
+    assert not counts.differs()
+
+
 def running(
     kernel: Kernel, work: Callable[[Upkeep, list[float]], Awaitable[None]], *watches: Watch, **more: Any
 ) -> Upkeep:
