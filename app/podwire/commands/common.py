@@ -226,6 +226,23 @@ def with_api(kubeconfig: str | None, work: Callable[[ApiClient], Awaitable[T]]) 
         raise SystemExit(130) from None
 
 
+def with_own_api(kubeconfig: str | None, work: Callable[[ApiClient], Awaitable[T]]) -> T:
+    """Like `with_api`, for a path that only podwire's API server has."""
+
+    async def own(api: ApiClient) -> T:
+        try:
+            return await work(api)
+        except Refused as error:
+            if error.code == 404 and not error.body:  # no Status: the server does not know the path
+                raise Failed(
+                    f"the API server of {find_kubeconfig(kubeconfig)} does not serve this command: it is not "
+                    "podwire's own, or of an older version"
+                ) from error
+            raise
+
+    return with_api(kubeconfig, own)
+
+
 @dataclass(slots=True)
 class Grid:
     """A table that is being filled."""

@@ -28,7 +28,7 @@ from podwire_controlplane.server import join as server_join
 
 from .. import bootstrapping, joining
 from ..deploy import plan
-from .common import Failed, kubeconfig_option, with_api
+from .common import Failed, kubeconfig_option, with_api, with_own_api
 
 _HOURS = click.FloatRange(0.01, tokens.LIFE / 3600)
 
@@ -263,7 +263,7 @@ def revoke(node: str, kubeconfig: str | None) -> None:
         found: Mapping[str, Any] = await api.request("POST", auth.REVOKE_PATH, {"node": node})
         return found
 
-    found = with_api(kubeconfig, work)
+    found = with_own_api(kubeconfig, work)
     serials = ", ".join(found["serials"]) or "none is on record"
     click.echo(f"certificates of {node} are refused (serial numbers: {serials})")
     if not found["known"]:

@@ -14,7 +14,7 @@ from podwire_controlplane.server import backups
 from podwire_controlplane.store import copies
 from podwire_controlplane.store.sqlite import StoreInUse
 
-from .common import Failed, kubeconfig_option, with_api
+from .common import Failed, kubeconfig_option, with_own_api
 
 
 @click.group()
@@ -31,7 +31,7 @@ def backup(file: Path, kubeconfig: str | None) -> None:
     async def work(api: ApiClient) -> bytes:
         return await api.download(backups.PATH)
 
-    raw = with_api(kubeconfig, work)
+    raw = with_own_api(kubeconfig, work)
     try:
         handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:

@@ -8,6 +8,7 @@ from pathlib import Path
 from aiohttp import web
 from click.testing import CliRunner
 
+from podwire.commands.join import revoke
 from podwire.commands.store import store as command
 from podwire_base.kube.client.http import ApiClient
 from podwire_base.testing.builders import pod
@@ -83,3 +84,15 @@ def test_a_download_that_is_refused(tmp_path: Path) -> None:
             raise AssertionError("a reader reads no metrics")
         except Exception as err:
             assert "cannot get path" in str(err)
+
+
+def test_a_server_that_is_not_podwires_own_is_named(tmp_path: Path) -> None:
+    with Server() as server:  # without the paths of podwire's own
+        admin = server.kubeconfig(tmp_path / "admin.conf")
+        code, text = _run("backup", tmp_path / "backup.db", "--kubeconfig", admin)
+        assert code == 1 and f"the API server of {admin} does not serve this command" in text
+        result = CliRunner().invoke(revoke, ["node1", "--kubeconfig", str(admin)])
+        assert result.exit_code == 1 and "not podwire's own" in " ".join(result.output.split())
+        code, text = _run("backup", tmp_path / "backup.db", "--kubeconfig", tmp_path / "missing.conf")
+        assert code == 1 and "does not serve" not in text
+    assert not (tmp_path / "backup.db").exists()
