@@ -269,10 +269,16 @@ async def _drain(api: ApiClient, wanted: tuple[str, ...], running: list[str], fo
                 raise
     left: dict[str, Object] = {uid(pod): pod for pod in ours}
     end = time.monotonic() + timeout
-    for pod in ours:
+
+    async def empty(pod: Object) -> None:
         path = f"/api/v1/namespaces/{namespace(pod)}/pods/{name(pod)}"
         err.print(f"  {'deleting' if force else 'evicting'} {key(pod)}", style="dim")
         await (_delete(api, path, {"gracePeriodSeconds": 0}) if force else _evict(api, path, pod, end))
+
+    # All at once: a budget that holds one pod does not keep the others.
+    for done in await asyncio.gather(*map(empty, ours), return_exceptions=True):
+        if isinstance(done, BaseException):
+            raise done
     while left := {uid(p): p for p in (await api.get("/api/v1/pods"))["items"] if uid(p) in left}:
         if not any(pod["spec"].get("nodeName") in running for pod in left.values()):
             return  # a node that does not run ends no pod: they go with the Node

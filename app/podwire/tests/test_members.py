@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,13 @@ metadata:
   labels: {app: web}
   ownerReferences: [{apiVersion: apps/v1, kind: ReplicaSet, name: web, uid: u, controller: true}]
 spec: {nodeName: n1, containers: [{name: c, image: i}]}
+---
+apiVersion: v1
+kind: Pod
+metadata:
+  name: zoo
+  ownerReferences: [{apiVersion: apps/v1, kind: ReplicaSet, name: zoo, uid: u, controller: true}]
+spec: {nodeName: n1, containers: [{name: c, image: i}]}
 """
 
 
@@ -115,6 +123,9 @@ def test_a_node_is_drained_when_the_budgets_allow_it(tmp_path: Path, capsys: pyt
         asyncio.run(run_the_pod())
         with pytest.raises(Failed, match=r"pod default/web cannot be evicted: .*budget.*`podwire nodes uncordon n1`"):
             asyncio.run(drain(0.2))
+        left = json.loads(CliRunner().invoke(cli, ["get", "pods", "-o", "json"], env=env).stdout)["items"]
+        going = [pod["metadata"]["name"] for pod in left if "deletionTimestamp" in pod["metadata"]]
+        assert going == ["zoo"], "the budget of one pod does not keep the other"
         assert "waiting for a PodDisruptionBudget that keeps default/web" in " ".join(capsys.readouterr().err.split())
         assert CliRunner().invoke(cli, ["delete", "poddisruptionbudget", "one"], env=env).exit_code == 0
         asyncio.run(drain(5))
