@@ -21,9 +21,12 @@ LOCKS = {
     "requirements/dev.txt": "what developing and testing needs, and what building needs",
     "app/podwire/deploy/requirements.txt": "what podwire needs to run",
     "requirements/build.txt": "what building podwire needs",
+    "requirements/clients.txt": "other people's clients of the API, which tests run, and what they need",
     "requirements/iptables.txt": "what finding leftovers in legacy iptables tables needs beside requirements/dev.txt",
 }
 COMPILED = "python-iptables"  # has no wheels, so it is apart: a machine may have no compiler
+# file -> which of the extra's rows. These files hold nothing else of podwire's.
+ALONE = {"requirements/iptables.txt": COMPILED, "requirements/clients.txt": ""}
 _UV = "uv>=0.9,<1"
 _HEAD = """\
 # Written by `make lock`: {what}.
@@ -51,10 +54,10 @@ def wanted(file: str, folder: Path) -> list[str]:
     """
     text = (ROOT / "pyproject.toml").read_text()
     project = tomllib.loads(text)
-    if file == "requirements/iptables.txt":
-        rows = project["project"]["optional-dependencies"]["iptables"]
-        (folder / "wanted.in").write_text("\n".join(row for row in rows if row.startswith(COMPILED)))
-        return [str(folder / "wanted.in"), "--no-deps"]
+    if file in ALONE:
+        rows = project["project"]["optional-dependencies"][Path(file).stem]
+        (folder / "wanted.in").write_text("\n".join(row for row in rows if row.startswith(ALONE[file])))
+        return [str(folder / "wanted.in"), *(["--no-deps"] if ALONE[file] else [])]
     copy = folder / "pyproject.toml"
     copy.write_text(f"{text}\n[dependency-groups]\nbuild = {json.dumps(project['build-system']['requires'])}\n")
     build = ["--group", f"{copy}:build"]

@@ -1,7 +1,8 @@
-"""Other people's clients of the Kubernetes API: kubectl and Helm, in the versions that the tests name.
+"""Other people's clients of the Kubernetes API, in the versions that the tests name.
 
-They come out of npm packages that carry the programs for x86-64, and stay in a cache outside of the checkout, in a
-folder that is named by the program's SHA-256. Each use of a program checks the SHA-256 that is written here.
+kubectl and Helm come out of npm packages that carry the programs for x86-64. They stay in a cache outside of the
+checkout, in a folder that is named by the program's SHA-256. Each use of a program checks the SHA-256 that is written
+here. The packages of node and Python stay there too, in folders that are named by their lists of hashes.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 import tarfile
 import tempfile
 import zipfile
@@ -167,3 +169,33 @@ def node_modules() -> Path:
                 (Path(made) / "node_modules").rename(whole / "node_modules")
                 whole.rename(folder)
     return folder / "node_modules"
+
+
+# ---- the clients of Python
+
+PYTHON = Path(__file__).resolve().parents[1] / "clients/python"
+LOCK = Path(__file__).resolve().parents[2] / "requirements/clients.txt"
+
+
+def site_packages() -> Path:
+    """Return the folder of packages for PYTHONPATH. pip compares each with its hash in requirements/clients.txt.
+    Raises Unreachable.
+
+    They are apart from the environment of podwire: some of them want what it does not need.
+    """
+    lock = hashlib.sha256(LOCK.read_bytes()).hexdigest()
+    folder = CACHE / f"python-{sys.version_info.major}.{sys.version_info.minor}-{platform.machine()}-{lock}"
+    if not folder.exists():
+        CACHE.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=CACHE) as made:
+            pip = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-deps"]
+            wanted = ["--only-binary", ":all:", "--require-hashes", "-r", str(LOCK)]
+            run([*pip, *wanted, "--target", f"{made}/whole"])
+            with contextlib.suppress(OSError):  # another process was first
+                (Path(made) / "whole").rename(folder)
+    return folder
+
+
+def python(script: str) -> list[str]:
+    """Return the command of a script in clients/python."""
+    return [sys.executable, str(PYTHON / f"{script}.py")]

@@ -27,6 +27,7 @@ from .selection import Selection
 from .writes import wire
 
 BOOKMARK_EVERY = 30.0
+BEFORE_THE_END = 2.0  # seconds before its timeout in which a watch gets its last bookmark, as upstream
 TOO_LARGE_SECONDS = 3.0  # how long a list or watch waits for a revision of the future, as upstream
 SILENT_SECONDS = 5.0  # how long a watch from the future is silent. Upstream waits for ever; a client of a store that is
 # gone would never learn that it has to list again
@@ -264,7 +265,8 @@ class Hub:
         self, answer: web.StreamResponse, request: WatchRequest, watcher: Watcher, encoder: Encoder
     ) -> None:
         loop = asyncio.get_running_loop()
-        end, bookmark_at = loop.time() + request.timeout, loop.time() + BOOKMARK_EVERY
+        end = loop.time() + request.timeout
+        bookmark_at = next_bookmark(loop.time(), end)
         if (request.start or 0) > await self.store.revision():
             try:
                 await reach(self.store, request.start or 0, min(request.timeout, SILENT_SECONDS))
@@ -285,7 +287,7 @@ class Hub:
             if now >= end:
                 return
             if now >= bookmark_at:
-                bookmark_at = now + BOOKMARK_EVERY
+                bookmark_at = next_bookmark(now, end)
                 if request.bookmarks:
                     await answer.write(encoder.bookmark(max(watcher.seen, await self.store.revision())))
                     continue
@@ -295,6 +297,15 @@ class Hub:
                     await watcher.wake.wait()
         watcher.live = False
         await answer.write(encoder.error(errors.expired("the client was too slow to follow; list again")))
+
+
+def next_bookmark(now: float, end: float) -> float:
+    """Return when a watch gets its next bookmark, in seconds of the loop's clock like `end`, which is its timeout.
+
+    The last one comes shortly before the end, so that the client's next watch starts where this one stopped.
+    """
+    last = end - BEFORE_THE_END
+    return min(now + BOOKMARK_EVERY, last if now < last else end)
 
 
 async def reach(store: Store, revision: int, seconds: float = TOO_LARGE_SECONDS) -> None:

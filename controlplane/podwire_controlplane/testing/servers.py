@@ -74,7 +74,7 @@ class Server(InThread):
         self.accounts = Accounts(self.store, self.objects.clock, account_keys)
         app = make_app(self.objects, TOKENS, settled=guard.settled, fairness=self.fairness, accounts=self.accounts)
         app.add_routes(self._routes())
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1, handler_cancellation=True)
         await self._runner.setup()
         assert self._runner.server is not None
         sock = _listener("127.0.0.1", self.port, "")

@@ -102,6 +102,22 @@ def test_bookmarks(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     assert server.frames(PODS + f"?watch=1&timeoutSeconds=1&resourceVersion={now}") == []
 
 
+def test_a_watch_has_a_bookmark_shortly_before_its_end(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The version rises elsewhere. The client's next watch then starts behind all of that."""
+    assert watch.next_bookmark(100.0, 1000.0) == 130.0
+    assert watch.next_bookmark(980.0, 1000.0) == 998.0
+    assert watch.next_bookmark(998.0, 1000.0) == 1000.0
+    monkeypatch.setattr(watch, "BEFORE_THE_END", 0.3)
+    monkeypatch.setattr(handlers, "MAX_WATCH", 20)
+    now = server.do(server.store.revision())
+    with server.open(
+        "GET", PODS + f"?watch=1&timeoutSeconds=1&allowWatchBookmarks=true&resourceVersion={now}"
+    ) as answer:
+        server.good("POST", "/api/v1/namespaces", {"metadata": {"name": "elsewhere"}})
+        (frame,) = [json.loads(line) for line in answer.read().splitlines()]
+    assert frame["type"] == "BOOKMARK" and int(version(frame["object"])) > now
+
+
 def test_versions_that_cannot_be_served() -> None:
     with Server(lambda: MemoryStore(history=2)) as server:
         churn(server)

@@ -19,6 +19,7 @@ ROWS = {
     ],
     "app/podwire/deploy/requirements.txt": PROJECT["project"]["dependencies"],
     "requirements/build.txt": PROJECT["build-system"]["requires"],
+    "requirements/clients.txt": PROJECT["project"]["optional-dependencies"]["clients"],
     "requirements/iptables.txt": ["python-iptables>=1.0.1,<2"],
 }
 
