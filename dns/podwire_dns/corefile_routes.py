@@ -1,9 +1,9 @@
 """Computes the zones of a Corefile's server blocks, and the upstreams of each name.
 
-CoreDNS chooses the block with the longest zone that matches a name. In that block, the first matching `forward` takes
-the name: its FROM contains the name, and none of its `except` zones does. If no `forward` of the block takes the name,
-CoreDNS forwards it to no upstream, whatever other blocks say. The result changes only at zones that the file names, so
-one route per named zone is equivalent.
+CoreDNS chooses the block with the longest zone that contains the name. In that block, CoreDNS uses the first `forward`
+whose FROM zone contains the name and whose `except` zones do not contain it. If the block has no such `forward`,
+CoreDNS sends the name to no upstream, even if another block has one. The chosen `forward` differs only between names on
+different sides of a zone that the Corefile names, so one route for each of these zones gives the same result.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _ADDRESS = re.compile(r"[0-9]+(\.[0-9]+){3}")
 
 
 def zone_names(words: Iterable[str], item: Directive) -> list[str]:
-    """Returns zones as text without their final dot. A CIDR becomes its reverse zones. Raises BadConfig."""
+    """Converts zone names to text without a final dot ("." for the root), and CIDRs to zones. Raises BadConfig."""
     found = []
     for word in words:
         try:
@@ -46,7 +46,9 @@ def wire(zones: Iterable[str]) -> tuple[bytes, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One zone before a server block: "dns://ZONE:PORT". port: 0 without a port."""
+    """One key of a server block: "SCHEME://ZONE:PORT". word: the key as text. zones: several for a CIDR. port: 0
+    without a port.
+    """
 
     word: str
     scheme: str
@@ -55,25 +57,26 @@ class Key:
 
 
 def key(word: str, block: Directive) -> Key:
-    """Parses one zone before a server block. Raises BadConfig."""
+    """Parses one key of a server block. Raises BadConfig."""
     scheme, _, rest = word.rpartition("://")
     host, colon, port = rest.rpartition(":")
-    if not colon or (not port.isdecimal() and "/" in port):  # the last colon belongs to the CIDR
+    if not colon or (not port.isdecimal() and "/" in port):  # no port: the last colon, if any, belongs to a CIDR
         host, port = rest, ""
     elif ":" in host and "/" not in host:
-        raise bad(block, f"{word!r} is an address; a reverse zone is written as CIDR, such as 2001:db8::/32")
+        raise bad(block, f"{word!r} is an address; write a reverse zone as a CIDR, such as 2001:db8::/32")
     elif not 0 < number(port, block) <= LAST_PORT:
         raise bad(block, f"{port!r} is not a port; it must be from 1 to {LAST_PORT}")
     if _ADDRESS.fullmatch(host):
-        raise bad(block, f"{word!r} is an address; a reverse zone is written as CIDR, such as 192.0.2.0/24")
+        raise bad(block, f"{word!r} is an address; write a reverse zone as a CIDR, such as 192.0.2.0/24")
     return Key(word, scheme.lower() or DNS, tuple(zone_names([host], block)), int(port or 0))
 
 
 @dataclass(frozen=True, slots=True)
 class Sending:
-    """One `forward`. It takes the names in `sources` that are not in `excepts`.
+    """One `forward` of a block. It applies to the names in the zones `sources` and outside the zones `excepts`.
 
-    source: a directive that answers these names from a source that this server does not read. No upstream gets them.
+    source: True if the directive is not a `forward`, but a plugin (such as `file`) whose data this server does not
+    read. No upstream then gets these names.
     """
 
     item: Directive
@@ -88,7 +91,9 @@ class Sending:
 
 @dataclass(slots=True)
 class Block:
-    """The zones of a server block, and its forwards in order. rewrites: its rules may make names outside its zones."""
+    """The zones and forwards of a server block. rewrites: the block's rewrite rules may produce names outside its
+    zones.
+    """
 
     zones: tuple[bytes, ...]
     sendings: list[Sending] = field(default_factory=list)
@@ -98,12 +103,14 @@ class Block:
         return next((each for each in self.sendings if each.takes(name)), None)
 
     def chosen(self, name: bytes) -> Sending | None:
-        """Returns the forward of a name; None if no upstream gets the name."""
+        """Returns the `forward` that applies to a name; None if no upstream gets the name."""
         found = self.first(name)
         return None if found is None or found.source else found
 
     def hidden(self, name: bytes) -> bool:
-        """Whether a source takes the name before any forward."""
+        """Whether the first entry of `sendings` that applies to the name is a plugin whose data this server does not
+        read.
+        """
         found = self.first(name)
         return found is not None and found.source
 
@@ -112,9 +119,11 @@ Note = Callable[[Directive, str], None]
 
 
 def routes(blocks: list[Block], ours: tuple[bytes, ...], note: Note) -> tuple[Forward, ...]:
-    """Returns the routes. The longest domain that matches a name decides; a route without upstreams refuses its names.
+    """Returns the routes. The server uses the route with the longest domain that contains a name. It refuses the name
+    if this route has no upstreams.
 
-    ours: the zones that this server answers. Raises BadConfig for a forward whose names all go to an earlier forward.
+    ours: the zones that this server answers. note: reports a forward without effect. Raises BadConfig for a forward
+    whose names all go to earlier directives, unless the block has rewrite rules.
     """
     owners = {zone: block for block in blocks for zone in block.zones}
     made: dict[bytes, Sending | None] = {}
@@ -141,30 +150,32 @@ def routes(blocks: list[Block], ours: tuple[bytes, ...], note: Note) -> tuple[Fo
 
 
 def _points(block: Block, ours: tuple[bytes, ...]) -> list[bytes]:
-    """Returns the zones at which the forward of a name changes that the block's rules made."""
+    """Returns the zones at which the choice of a forward can change for names that the block's rewrite rules produce.
+    The result excludes zones that this server answers.
+    """
     points = dict.fromkeys(point for each in block.sendings for point in (*each.sources, *each.excepts))
     return [point for point in points if inside(point, ours) is None]
 
 
 def _above(point: bytes, made: dict[bytes, Sending | None]) -> Sending | None:
-    """Returns the forward of the closest zone above a point."""
+    """Returns the forward of the closest parent zone in `made`; None without a parent zone or without a forward."""
     above = inside(point[1 + point[0] :], tuple(made)) if point != ROOT else None
     return made[above] if above is not None else None
 
 
 def _tell(sending: Sending, held: list[bytes], mine: list[bytes], ours: tuple[bytes, ...], note: Note) -> None:
-    """Reports a forward that has no effect for some or all of its names."""
+    """Reports a forward that has no effect for some or all of its names. Raises BadConfig for a repeated one."""
     here = [names.from_wire(point) for point in held if inside(point, ours) is not None]
     if here:
-        note(sending.item, f"is not used for {', '.join(here)}: such names are answered here")
+        note(sending.item, f"is not used for {', '.join(here)}: this server answers such names itself")
     elif not held and any(sending.takes(point) for point in mine):
-        raise bad(sending.item, f"{sending.item.args[0]!r} is forwarded twice; one of the two must go")
+        raise bad(sending.item, f"{sending.item.args[0]!r} is forwarded twice in this server block; remove one forward")
     elif not held:
         note(sending.item, "is never used: it forwards no name of this server block")
 
 
 def tls(item: Directive, servername: str) -> Tls:
-    """Reads the option `tls`, `tls CA`, `tls CERT KEY` or `tls CERT KEY CA`."""
+    """Parses the option `tls`, `tls CA`, `tls CERT KEY` or `tls CERT KEY CA`. Raises BadConfig."""
     match item.args:
         case []:
             return Tls(servername)
@@ -178,11 +189,13 @@ def tls(item: Directive, servername: str) -> Tls:
 
 
 def upstream(word: str, item: Directive) -> str:
-    """Converts "IP", "IP:port" or "[IPv6]:port", with or without "tls://", to "IP", "IP#port" or "tls://IP"."""
+    """Converts "IP", "IP:port" or "[IPv6]:port", with or without "tls://", to "IP" or "IP#port", and keeps "tls://".
+    Raises BadConfig.
+    """
     scheme = TLS if word.startswith(TLS) else ""
     text = word.removeprefix(TLS)
     if "://" in text:
-        raise bad(item, f"{word!r}: upstreams can use UDP, TCP or tls://")
+        raise bad(item, f"{word!r}: an upstream is IP, IP:port or [IPv6]:port, with tls:// for TLS")
     found = re.fullmatch(r"\[(.+)\](?::([0-9]+))?", text) or re.fullmatch(r"([^:]+):([0-9]+)", text)
     host, port = (found[1], found[2]) if found else (text, None)
     try:

@@ -1,4 +1,4 @@
-"""Demo, parts 7 and 8: kubectl works with the API, and restarts do not disturb traffic."""
+"""Demo, parts 7 and 8: a client (kubectl or podwire) uses the API, and traffic continues during restarts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ KINDS = ("Pod", "Service", "Endpoints", "EndpointSlice", "Deployment", "ReplicaS
 
 
 def objects(lab: DemoLab) -> Iterator[Row]:
-    """get, apply, watch and delete work with an ordinary client."""
+    """kubectl (without it, podwire) gets, applies, watches and deletes objects."""
     words = ("get", "nodes,pods,services,endpointslices", "-o", "wide")
     text = lab.run_tool(*words)
     wanted = [
@@ -68,47 +68,47 @@ def objects(lab: DemoLab) -> Iterator[Row]:
         "7",
         f"{lab.tool_name} get services --watch",
         "the machine",
-        f"{len(seen)} events seen meanwhile",
+        f"{len(seen)} lines about demo-watched",
         len(seen) >= 3 and "81/TCP" in seen[0] and any("82/TCP" in s for s in seen),
         "; ".join(seen),
     )
 
 
 def refusals(lab: DemoLab) -> Iterator[Row]:
-    """The API server refuses bad input, names the field, and changes nothing."""
+    """The API server refuses invalid manifests with the cause, and changes nothing."""
     service = (
         "apiVersion: v1\nkind: Service\nmetadata: {name: demo-bad}\nspec: {type: NodePort, ports: [{port: 80, %s}]}\n"
     )
     cases = (
         ("an unknown field", service % "targetPrt: 1", "targetPrt"),
-        ("a taken NodePort", service % "nodePort: 30080", "my-nodeport"),
+        ("the NodePort of another Service", service % "nodePort: 30080", "my-nodeport"),
         ("a NodePort outside the range", service % "nodePort: 99", "30000-32767"),
         (
             "a ClusterIP outside the range",
             (service % "protocol: TCP").replace("spec: {", "spec: {clusterIP: 10.1.2.3, "),
             "spec.clusterIP",
         ),
-        ("no YAML at all", "kind: [", "YAML"),
+        ("malformed YAML", "kind: [", "YAML"),
     )
-    good, shown = True, []
+    refused, wrong = True, []
     for label, text, must in cases:
         code, said = lab.try_tool("apply", "-f", "-", stdin=text)
         if code == 0 or must.lower() not in said.lower():
-            good = False
-            shown.append(f"{label}: exit {code}: {said.strip()[-160:]}")
-    left = "demo-bad" in lab.run_tool("get", "services")
+            refused = False
+            wrong.append(f"{label}: exit {code}: {said.strip()[-160:]}")
+    created = "demo-bad" in lab.run_tool("get", "services")
     yield Row(
         "7",
-        f"{len(cases)} malformed manifests",
+        f"{len(cases)} invalid manifests",
         "the machine",
-        "each refused with field and fix, nothing changed",
-        good and not left,
-        "; ".join(shown) or f"demo-bad exists: {left}",
+        "each refused with the cause, nothing changed",
+        refused and not created,
+        "; ".join(wrong) or f"demo-bad exists: {created}",
     )
 
 
 def restart_proxies(lab: DemoLab) -> Iterator[Row]:
-    """Restart every node's proxy while a client keeps connecting through a Service and through a NodePort."""
+    """Connections through a Service and through a NodePort succeed while every node's proxy restarts."""
     client, address = lab.pods("client")[0], lab.cluster_ip("my-service")
     with (
         lab.hammer(client.netns, address, 80) as inner,
@@ -123,21 +123,23 @@ def restart_proxies(lab: DemoLab) -> Iterator[Row]:
     sent, failed = inner["sent"] + outer["sent"], inner["failed"] + outer["failed"]
     yield Row(
         "8",
-        "restart every proxy, by TERM and by KILL",
+        "restart every proxy, with SIGTERM and SIGKILL",
         "client pod, outside client",
-        f"{sent} connections meanwhile, {len(failed)} failed",
+        f"{sent} connections during the restarts, {len(failed)} failed",
         not failed and sent > 50,
         "; ".join(sorted(set(failed))),
     )
 
 
 def _ready(node: dict[str, object], kind: str) -> bool:
-    conditions = (node.get("status") or {}).get("conditions") or []  # type: ignore[attr-defined]  # JSON
+    conditions = (node.get("status") or {}).get("conditions") or []  # type: ignore[attr-defined]  # node is JSON
     return any(c["type"] == kind and c["status"] == "True" for c in conditions)
 
 
 def kill_api_server(lab: DemoLab) -> Iterator[Row]:
-    """Kill the API server with SIGKILL: its state survives, and traffic continues without an error."""
+    """After SIGKILL and a restart, the API server has its objects, and a new Service works. Traffic continues
+    meanwhile.
+    """
     client, address = lab.pods("client")[0], lab.cluster_ip("my-service")
 
     def state() -> set[tuple[str, str, str]]:
@@ -148,6 +150,7 @@ def kill_api_server(lab: DemoLab) -> Iterator[Row]:
         lab.restart(None, "apiserver", signal.SIGKILL)
 
         def answers() -> bool:
+            """the API server lists all nodes"""
             try:
                 return len(lab.items("Node")) == lab.config.nodes
             except NotYet:
@@ -161,13 +164,13 @@ def kill_api_server(lab: DemoLab) -> Iterator[Row]:
         "8",
         "kill -9 the API server",
         "the machine",
-        f"{len(after & before)} of {len(before)} objects there again",
+        f"{len(after & before)} of {len(before)} objects still exist",
         not lost,
         f"lost: {sorted(lost)}",
     )
     yield Row(
         "8",
-        "connections through my-service meanwhile",
+        "connections through my-service during the restart",
         client.name,
         f"{seen['sent']} connections, {len(seen['failed'])} failed",
         not seen["failed"] and seen["sent"] > 50,
@@ -183,11 +186,12 @@ def kill_api_server(lab: DemoLab) -> Iterator[Row]:
     fresh = lab.cluster_ip("demo-after")
 
     def reached() -> bool:
+        """the new Service answers"""
         return lab.tcp(client.netns, fresh, 80, 0.5).ok
 
     works = wait_for(reached, 15)
     lab.run_tool("delete", "service", "demo-after")
-    yield Row("8", "a Service made after that", client.name, f"{fresh}:80 answers", works)
+    yield Row("8", "a Service created after the restart", client.name, f"{fresh}:80 answers", works)
 
 
 def status(lab: DemoLab) -> Iterator[Row]:

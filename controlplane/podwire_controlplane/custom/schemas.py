@@ -1,5 +1,5 @@
-"""Checks the schemas of a CustomResourceDefinition: which words of OpenAPI they may have, the rules for lists and maps,
-and defaults (apiextensions-apiserver, pkg/apis/apiextensions/validation; pkg/apiserver/schema/defaulting).
+"""Validates the schemas of a CustomResourceDefinition: their OpenAPI keywords, lists, maps and defaults
+(apiextensions-apiserver, pkg/apis/apiextensions/validation; pkg/apiserver/schema/defaulting).
 """
 
 from __future__ import annotations
@@ -25,37 +25,38 @@ TYPES = ("array", "boolean", "integer", "number", "object", "string")
 _NOT_SUPPORTED = ("id", "additionalItems", "patternProperties", "definitions", "dependencies", "$ref")
 _LIST, _MAP, _KEYS = "x-kubernetes-list-type", "x-kubernetes-map-type", "x-kubernetes-list-map-keys"
 _JUNCTORS = ("allOf", "anyOf", "oneOf")
-_ROOT_WORDS = (
+_ROOT_KEYWORDS = (
     "description type format title maximum exclusiveMaximum minimum exclusiveMinimum maxLength minLength pattern "
     "maxItems minItems uniqueItems multipleOf required items properties externalDocs example "
     "x-kubernetes-preserve-unknown-fields x-kubernetes-validations"
 )
-_AT_ROOT_WITH_STATUS = frozenset(_ROOT_WORDS.split())
+_AT_ROOT_WITH_STATUS = frozenset(_ROOT_KEYWORDS.split())
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where a part of a schema stands. no_default: why it may have no default, "" if it may. meta: inside the type or
-    the metadata of an object.
+class Position:
+    """The position of a subschema. path: its field path. no_default: the reason, in the words of the error, that
+    forbids a default; "" if a default is allowed. meta: the subschema is apiVersion, kind or metadata of an object, or
+    in it.
     """
 
     path: str
     no_default: str = ""
     meta: bool = False
 
-    def at(self, step: str) -> Place:
+    def child(self, step: str) -> Position:
         return replace(self, path=f"{self.path}.{step}")
 
 
 def check_schema(schema: Schema, path: str, *, status: bool) -> list[Cause]:
-    """Return what is wrong with the schema of a version. status: the version has the subresource status."""
+    """Return the errors in the schema of a version. status: the version has the subresource status."""
     found = list(_root(schema, path, status=status))
     odd = unsupported(schema)
     structural = [] if odd else list(check_structural(schema, path))
     if not odd and not structural:
         structural = list(_defaults(schema, schema, path, meta=False))
     found += structural
-    found += _words(schema, Place(path), root=True)
+    found += _keywords(schema, Position(path), root=True)
     if odd and not found:
         found.append(invalid(path, "", "the schema has a field that is not supported"))
     if not found:
@@ -64,7 +65,9 @@ def check_schema(schema: Schema, path: str, *, status: bool) -> list[Cause]:
 
 
 def _uncorrelated(schema: Schema, path: str, above: str = "") -> Iterator[tuple[str, str]]:
-    """Yield (path of a part, path of the first list or map above it whose parts have no old values)."""
+    """Yield (path of a subschema, path of the outermost list or object above it that is not correlatable). A value of
+    such a subschema has no old value, so its rules cannot use oldSelf.
+    """
     if above:
         yield path, above
     fixed = above or (path if schema.get(_MAP) == "atomic" else "")
@@ -78,57 +81,57 @@ def _uncorrelated(schema: Schema, path: str, above: str = "") -> Iterator[tuple[
 
 
 def _root(schema: Schema, path: str, *, status: bool) -> Causes:
-    set_words = [word for word, value in schema.items() if value not in (None, "", False, [], {})]
+    keywords = [word for word, value in schema.items() if value not in (None, "", False, [], {})]
     if status:
         if schema.get("type") not in ("object", None):
             why = 'only "object" is allowed as the type at the root of the schema if the status subresource is enabled'
             yield invalid(f"{path}.type", schema["type"], why)
-        elif odd := sorted(set(set_words) - _AT_ROOT_WITH_STATUS):
+        elif odd := sorted(set(keywords) - _AT_ROOT_WITH_STATUS):
             why = f"{', '.join(odd)}: not allowed at the root of the schema if the status subresource is enabled"
             yield invalid(path, "{...}", why)
     if schema.get("nullable"):
         yield forbidden(f"{path}.nullable", "nullable cannot be true at the root")
 
 
-# ---- the words of a schema
+# ---- the keywords of a schema
 
 
-def _words(schema: Any, place: Place, *, root: bool = False) -> Causes:
+def _keywords(schema: Any, place: Position, *, root: bool = False) -> Causes:
     if not isinstance(schema, Mapping):
         return
-    yield from _plain_words(schema, place)
+    yield from _plain_keywords(schema, place)
     more, properties = schema.get("additionalProperties"), schema.get("properties") or {}
     if more is not None and properties and more is not True:
         yield forbidden(
             f"{place.path}.additionalProperties", "additionalProperties and properties are mutual exclusive"
         )
-    inside = place.at("additionalProperties")
+    inside = place.child("additionalProperties")
     if place.meta:
         inside = replace(inside, no_default="inside additionalProperties applying to object metadata")
-    yield from _words(more, inside)
+    yield from _keywords(more, inside)
     for name, inner in properties.items():
-        yield from _words(inner, _property(schema, place, name, root=root))
-    yield from _words(schema.get("not"), place.at("not"))
+        yield from _keywords(inner, _property(schema, place, name, root=root))
+    yield from _keywords(schema.get("not"), place.child("not"))
     for word in _JUNCTORS:
         for n, inner in enumerate(schema.get(word) or []):
-            yield from _words(inner, place.at(f"{word}[{n}]"))
+            yield from _keywords(inner, place.child(f"{word}[{n}]"))
     items = schema.get("items")
-    below = place.at("items")
+    below = place.child("items")
     for n, inner in enumerate(items if isinstance(items, list) else []):
-        yield from _words(inner, replace(below, path=f"{below.path}[{n}]"))
-    yield from _words(items, below)
+        yield from _keywords(inner, replace(below, path=f"{below.path}[{n}]"))
+    yield from _keywords(items, below)
     yield from _lists_and_maps(schema, place.path)
     yield from rules.check_form(schema, place.path)
 
 
-def _property(schema: Schema, place: Place, name: str, *, root: bool) -> Place:
-    below = place.at(f"properties[{name}]")
+def _property(schema: Schema, place: Position, name: str, *, root: bool) -> Position:
+    below = place.child(f"properties[{name}]")
     if name in values.TYPE_META and (root or schema.get(EMBEDDED)):
         below = replace(below, meta=True, no_default=f"in top-level {name}" if root else below.no_default)
     return below
 
 
-def _plain_words(schema: Schema, place: Place) -> Causes:
+def _plain_keywords(schema: Schema, place: Position) -> Causes:
     path, kind = place.path, schema.get("type")
     if kind and kind not in TYPES:
         yield not_supported(f"{path}.type", kind, TYPES)
@@ -204,7 +207,9 @@ def _map_list(schema: Schema, path: str) -> Causes:
 
 
 def _key_fields(schema: Schema, items: Schema, path: str, kind: str) -> Causes:
-    """The items of a set or map are there, and so are the keys of a map's items."""
+    """Yield an error if the list's items may be null, and for each map key that an item may lack or that may be null.
+    kind: the list type, set or map.
+    """
     if items.get("nullable"):
         yield forbidden(f"{path}.items.nullable", f"cannot be nullable when {_LIST} is {kind}")
     for key in (schema.get(_KEYS) or []) if kind == "map" else ():
@@ -222,7 +227,9 @@ def _key_fields(schema: Schema, items: Schema, path: str, kind: str) -> Causes:
 
 
 def _defaults(schema: Schema, root: Schema, path: str, *, meta: bool) -> Causes:
-    """Yield every default that the schema itself would refuse or prune."""
+    """Yield an error for each default that the schema itself refuses or prunes. The function descends into `items` and
+    `properties` only. root: the schema of the nearest whole object. meta: the part lies in its type or metadata.
+    """
     if schema.get(EMBEDDED):
         meta, root = False, schema
     if schema.get("default") is not None:
@@ -254,7 +261,7 @@ def _default(schema: Schema, path: str, *, meta: bool) -> Causes:
 
 
 def _placed(causes: list[Cause], path: str) -> Causes:
-    """Give the causes of a value the path at which the value stands."""
+    """Yield the causes of a value with `path`, the path of the value, before their fields."""
     for cause in causes:
         own = (
             path if cause.field == "<nil>" else f"{path}.{cause.field}" if cause.field[0] != "[" else path + cause.field

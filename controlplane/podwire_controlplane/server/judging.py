@@ -172,4 +172,4 @@ class Judges:
                 return True
             except Conflict:
                 continue
-        raise errors.conflict(_QUOTAS, key.rpartition("/")[2], "too many writers at once; try again")
+        raise errors.conflict(_QUOTAS, key.rpartition("/")[2], "other clients keep changing the object; try again")

@@ -1,6 +1,6 @@
 """The write path of the API: defaults, validation, allocation, optimistic locking, finalizers, graceful deletion.
 
-This module knows no HTTP. Objects are dicts, stored bytes are `Item`s, and every refusal is a StatusError.
+This module does not use HTTP. Objects are dicts. Stored objects are `Item`s. A refused request raises a StatusError.
 """
 
 from __future__ import annotations
@@ -41,18 +41,19 @@ if TYPE_CHECKING:
 
 _NAMESPACES = of("Namespace")
 _NOTHING = contextlib.nullcontext()
-_LETTERS = "bcdfghjklmnpqrstvwxz2456789"  # no vowels, no 0, 1 or 3: generated names spell no words
+_LETTERS = "bcdfghjklmnpqrstvwxz2456789"  # no vowels, no 0, 1 or 3, so that generated names contain no words
 _RETRIES = 8
-LAST_MOMENT = 253_402_300_799.0  # 9999-12-31T23:59:59Z: later times have no form
+LAST_MOMENT = 253_402_300_799.0  # 9999-12-31T23:59:59Z: RFC 3339 cannot express later times
 _SYSTEM_METADATA = ("creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "generation", "selfLink")
-_IDENTITY = ("uid", "namespace", "name")  # left out by many clients; another value is refused
+_IDENTITY = ("uid", "namespace", "name")  # many clients leave these out; the server refuses a different value
 
 
 class Objects:
     """Objects of all kinds in one Store. Call `start()` before any other method.
 
-    registry: the kinds that are served; by default Kubernetes' own ones. claims: by (group, kind), what gives out
-    values that no two objects may have. It checks those that an object asks for and fills in those that it lacks.
+    registry: the served kinds; default: the built-in kinds of Kubernetes. claims: (group, kind) -> the Claims that keep
+    values unique: ClusterIPs and ports of Services, podCIDRs of Nodes. Claims check the values that an object requests.
+    Those of Services also allocate missing values.
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class Objects:
         self.definitions = Definitions(self)
         self.judges = Judges(store)
         self.care = Care(store, self.claims, clock)
-        self.gate: Gate | None = None  # judges what users write; set by the application
+        self.gate: Gate | None = None  # checks the writes of users; the application sets it
         self.owners = ownership.Owners(self.registry)
 
     async def start(self) -> None:
@@ -92,12 +93,15 @@ class Objects:
     # ---- writing
 
     def shape(self, resource: Resource, obj: Any, options: WriteOptions) -> tuple[Object, tuple[str, ...]]:
-        """Return the body of a request that stores nothing, as its type holds it, and warnings."""
+        """Decode the body of a request that stores nothing, such as a review. Return it and warnings. Raises
+        StatusError.
+        """
         return self._shape(resource, obj, options)
 
     def _shape(self, resource: Resource, obj: Any, options: WriteOptions) -> tuple[Object, tuple[str, ...]]:
-        """Return the object as Kubernetes' types hold it, and warnings about unknown fields. Refuse another kind, a
-        field of another type, and unknown fields if field_validation is Strict.
+        """Decode an object by the type of its kind. Return it with warnings about unknown and repeated fields, none
+        with field_validation Ignore. Raises StatusError 400 for another kind or apiVersion and for a value of a wrong
+        type, and with field_validation Strict for an unknown or repeated field.
         """
         obj = {} if obj is None else obj
         if not isinstance(obj, dict):
@@ -113,14 +117,14 @@ class Objects:
         except gotypes.BadType as err:
             raise errors.bad_request(f"{cannot}: {err}") from None
         if isinstance(given := obj.get("metadata"), dict) and given.get("managedFields") == []:
-            made["metadata"]["managedFields"] = [{}]  # an empty list forgets all managers, none at all keeps them
+            made["metadata"]["managedFields"] = [{}]  # an empty list removes all managers; an absent field keeps them
         warnings = options.repeated + tuple(f'unknown field "{path}"' for path in unknown)
         if warnings and options.field_validation == "Strict":
             raise errors.bad_request(f"{cannot}: strict decoding error: {', '.join(warnings)}")
         return made, warnings if options.field_validation != "Ignore" else ()
 
     def _reshape(self, resource: Resource, obj: Object) -> Object:
-        """Return an object as its type holds it, after changes of the server. managedFields need no second look."""
+        """Decode an object again after the server changed it. The method leaves managedFields as they are."""
         managed = obj["metadata"].pop("managedFields", None)
         made, _ = self._shape(resource, obj, WriteOptions())
         if managed:
@@ -133,20 +137,22 @@ class Objects:
     def _held(
         self, scope: Scope, obj: Object, before: Object | None, dry_run: bool
     ) -> contextlib.AbstractAsyncContextManager[Any]:
-        """Hold the values that `obj` claims while it is written. A dry run claims nothing: it does not look whether the
-        values that the client asks for are free, as upstream.
+        """Return a context that claims the values of `obj` while the server writes it. A dry run claims nothing, and
+        does not check whether the requested values are free, as upstream.
         """
         claims = self._claims(scope)
         return _NOTHING if claims is None else holding(claims, obj, before, dry_run=dry_run)
 
     async def _remove(self, scope: Scope, obj: Object, revision: int) -> StoredChange:
-        """Delete an object from the store, and give back what it claimed. Raises Conflict."""
+        """Delete an object from the store and release its claims. Return the change. Raises Conflict."""
         claims = self.claims.get((scope.resource.group, scope.resource.kind))
         async with _NOTHING if claims is None else leaving(claims, obj), await self.judges.counting(scope, None, obj):
             return await self.store.delete(scope.key, revision)
 
     def _check(self, scope: Scope, obj: Object, before: Object | None) -> tuple[str, ...]:
-        """Validate an object that has its defaults, and return warnings."""
+        """Validate an object after its defaults and return warnings. Claims.prepare first sets its dependent fields.
+        Raises StatusError 422.
+        """
         strategy, resource = strategy_of(scope.resource), scope.resource
         claims = self._claims(scope)
         if claims and (wrong := claims.prepare(obj, before)):
@@ -184,7 +190,7 @@ class Objects:
             return await self._create(scope, obj, options, warnings)
 
     async def _admit(self, scope: Scope, obj: Object) -> None:
-        """Let the plugins of the kind change a new object. Raises StatusError 403."""
+        """Run the mutating admission plugins of the kind on a new object. Raises StatusError 403."""
         for plugin in admission.MUTATING.get((scope.resource.group, scope.resource.kind), ()):
             found = {}
             for kind in plugin.reads:
@@ -194,14 +200,14 @@ class Objects:
             plugin.change(obj, found)
 
     def _track(self, scope: Scope, before: Object | None, after: Object, options: WriteOptions) -> None:
-        """Keep the managedFields of an object that a create, an update or a patch has changed."""
+        """Update the managedFields of an object after a create, an update or a patch changed it."""
         manager, none = self.owners.of(scope.resource, scope.sub)
         ownership.track(manager, none, before, after, options.manager, timestamp(self.clock()))
 
     async def _create(
         self, scope: Scope, obj: Object, options: WriteOptions, warnings: tuple[str, ...], tracked: bool = False
     ) -> Written:
-        """tracked: the managedFields are right already."""
+        """Create an object that `_shape` returned. tracked: the managedFields are up to date already."""
         resource, strategy = scope.resource, strategy_of(scope.resource)
         metadata = obj["metadata"]
         if resource.namespaced:
@@ -231,14 +237,15 @@ class Objects:
         warnings += tuple(await self.judges.judge(scope, obj, None))
         claims = self._claims(scope)
         if claims is not None and not claims.asks(obj) and await self.store.get(scope.key):
-            raise errors.exists(resource, scope.name)  # before it claims anything
+            raise errors.exists(resource, scope.name)  # before the server claims values
         try:
             async with (
                 self._held(scope, obj, None, options.dry_run),
                 await self.judges.counting(scope, obj, None, dry_run=options.dry_run),
             ):
                 obj = self._reshape(resource, obj)
-                strategy.defaults(obj)  # again, as a store that decodes what it was given: what was decided has them
+                # again, as upstream decodes a written object: fields that admission and claims added get defaults
+                strategy.defaults(obj)
                 if options.dry_run:
                     if await self.store.get(scope.key):
                         raise errors.exists(resource, scope.name)
@@ -249,7 +256,10 @@ class Objects:
         return Written(wire(item, resource), warnings, created=True)
 
     async def update(self, scope: Scope, obj: Object, options: WriteOptions) -> Written:
-        """Replace the object or its status (PUT). Without a resourceVersion, the update is unconditional."""
+        """Replace the object or the part of a subresource (PUT). Without a resourceVersion, the update is
+        unconditional, or refused if `unconditional` excludes the kind. A kind with create_on_update gets a new object
+        if none exists.
+        """
         given = obj
         obj, warnings = self._shape(scope.resource, obj, options)
         if name(obj) != scope.name:
@@ -295,8 +305,8 @@ class Objects:
     async def apply(
         self, scope: Scope, body: Any, options: WriteOptions, prepare: Callable[[Object], None] = lambda obj: None
     ) -> Written:
-        """Apply a configuration (server-side apply, KEP-555). It creates an object that is absent. prepare: changes an
-        object before it is created.
+        """Apply a configuration (server-side apply, KEP-555). Create the object if it is absent. prepare: changes a new
+        object before its creation.
         """
         warnings: tuple[str, ...] = ()
 
@@ -333,7 +343,7 @@ class Objects:
                 except StatusError as err:
                     if err.reason != "AlreadyExists":
                         raise
-        raise errors.conflict(scope.resource, scope.name, "too many writers at once; try again")
+        raise errors.conflict(scope.resource, scope.name, "other clients keep changing the object; try again")
 
     async def _modify(
         self,
@@ -343,8 +353,9 @@ class Objects:
         warnings: tuple[str, ...],
         tracked: bool = False,
     ) -> Written:
-        """Read the object, change it, check it, and write it by compare-and-swap. Repeat if another client wrote the
-        object meanwhile and the change is unconditional. tracked: `change` keeps the managedFields itself.
+        """Read the object, change it, check it, and write it by compare-and-swap. Repeat, at most _RETRIES times, if
+        another client wrote the object meanwhile; `change` then raises if the client's resourceVersion is old. tracked:
+        keep the managedFields that `change` returns.
         """
         resource, strategy = scope.resource, strategy_of(scope.resource)
         for _ in range(_RETRIES):
@@ -368,12 +379,14 @@ class Objects:
                     return await self._replace(scope, item, before, after, heard, options)
             except Conflict:
                 continue
-        raise errors.conflict(scope.resource, scope.name, "too many writers at once; try again")
+        raise errors.conflict(scope.resource, scope.name, "other clients keep changing the object; try again")
 
     async def _replace(
         self, scope: Scope, item: Item, before: Object, after: Object, heard: tuple[str, ...], options: WriteOptions
     ) -> Written:
-        """Store what an update makes of an object, or remove it if nothing holds it any more. Raises Conflict."""
+        """Store an updated object, or delete it if it is `finished`. Write nothing for a dry run or without a
+        difference. Raises Conflict.
+        """
         resource, strategy = scope.resource, strategy_of(scope.resource)
         after = self._reshape(resource, after)
         strategy.defaults(after)
@@ -391,8 +404,8 @@ class Objects:
         return Written(wire(await self.store.put(scope.key, value, item.revision), resource), heard)
 
     def _carry_over(self, scope: Scope, before: Object, after: Object) -> None:
-        """Copy from `before` what the client cannot change: identity, deletion state, and the part (spec or status)
-        that this URL does not write.
+        """Copy from `before` the server's metadata, the identity that the client left out, and the fields that this URL
+        does not write. Set the times that the server decides.
         """
         strategy, metadata, old = strategy_of(scope.resource), after["metadata"], before["metadata"]
         for field in _SYSTEM_METADATA:
@@ -411,7 +424,7 @@ class Objects:
         strategy.stamp(after, before, timestamp(self.clock()))
 
     async def change_scale(self, scope: Scope, kind: str, body: Any, options: WriteOptions) -> Written:
-        """Write the subresource scale of an object, and return its Scale. kind: a type of patch, "" for a PUT."""
+        """Write the subresource scale and return the Scale. kind: the media type of a patch, "" for a PUT."""
         resource, where = scope.resource, scale.fields_of(scope.resource)
         whole = Scope(resource, scope.namespace, scope.name)
         body = body if kind else ownership.as_scale(body)
@@ -433,7 +446,9 @@ class Objects:
         return Written(codec.dumps(scale.scale_of(resource, codec.decode(written.raw))), written.warnings)
 
     async def bind(self, scope: Scope, binding: Any, options: WriteOptions) -> None:
-        """Assign a pod to a node (the subresource pods/binding), once. scope: the pod."""
+        """Assign a pod to a node (the subresource pods/binding). scope: the pod. Raises a conflict if the pod already
+        has a node or is being deleted.
+        """
         made, _ = self._shape(of("Binding"), binding, options)
         target = made.get("target") or {}
         if target.get("kind") not in (None, "", "Node"):
@@ -449,7 +464,7 @@ class Objects:
                 raise errors.conflict(scope.resource, scope.name, why)
             if deleting(before):
                 raise errors.conflict(
-                    scope.resource, scope.name, f"pod {scope.name} is being deleted, cannot be assigned"
+                    scope.resource, scope.name, f"pod {scope.name} is being deleted and cannot be assigned"
                 )
             return bound(before, made, now)
 
@@ -460,8 +475,8 @@ class Objects:
     async def delete(
         self, scope: Scope, options: Object, dry_run: bool = False, user: User | None = None
     ) -> tuple[bytes, bool]:
-        """Return (object in wire form, whether the store has removed it). options: a meta/v1 DeleteOptions. user: who
-        deletes; None for the server itself.
+        """Delete an object, or mark it for deletion. Return (object in wire form, whether it is removed). options: a
+        meta/v1 DeleteOptions. dry_run: store nothing. user: the client's user; None for the server itself.
         """
         for _ in range(_RETRIES):
             item = await self.item(scope)
@@ -476,7 +491,10 @@ class Objects:
                 failed = errors.conflict(
                     scope.resource, scope.name, "the precondition (uid or resourceVersion) does not hold"
                 )
-                failed.about = (scope.resource.group, scope.resource.kind)  # as upstream: here the kind, not its plural
+                failed.about = (
+                    scope.resource.group,
+                    scope.resource.kind,
+                )  # as upstream: the kind in place of the plural
                 raise failed
             strategy = strategy_of(scope.resource)
             strategy.check_delete(scope.name)
@@ -495,33 +513,35 @@ class Objects:
                 return wire(await self.store.put(scope.key, value, item.revision)), False
             except Conflict:
                 continue
-        raise errors.conflict(scope.resource, scope.name, "too many writers at once; try again")
+        raise errors.conflict(scope.resource, scope.name, "other clients keep changing the object; try again")
 
     def _mark(self, strategy: Strategy, obj: Object, grace: int | None) -> Object:
-        """Set deletionTimestamp and the grace period. A second deletion can only shorten the grace period."""
+        """Set deletionTimestamp and the grace period in `obj`. A second deletion can only shorten the grace period."""
         metadata, now = obj["metadata"], self.clock()
-        seconds = strategy.grace(obj, 1 if grace is not None and grace < 0 else grace)  # as upstream
+        # as upstream: a negative grace period counts as 1 s
+        seconds = strategy.grace(obj, 1 if grace is not None and grace < 0 else grace)
         if "deletionTimestamp" in metadata:
             seconds = min(seconds, int(metadata.get("deletionGracePeriodSeconds", 0)))
             if seconds == metadata.get("deletionGracePeriodSeconds"):
                 return obj
         elif metadata.get("generation"):
-            metadata["generation"] += 1  # the wish to go is a change of the wanted state
+            metadata["generation"] += 1  # a deletion request changes the desired state
         metadata["deletionTimestamp"] = timestamp(min(now + seconds, LAST_MOMENT))
         metadata["deletionGracePeriodSeconds"] = seconds
         strategy.mark_deleted(obj)
         return obj
 
     async def finalize(self, namespace: str, obj: Any) -> Written:
-        """Remove the finalizer of a namespace (the namespace controller's last step), so that it is deleted. Raises a
-        conflict if the namespace still contains objects.
+        """Write spec.finalizers of a namespace (the subresource finalize, the namespace controller's last step).
+        Without finalizers, a namespace with a deletionTimestamp is then deleted. Raises a conflict if the body has no
+        finalizers and the namespace still contains objects.
         """
         scope = Scope(_NAMESPACES, "", namespace, "finalize")
         obj, _ = self._shape(_NAMESPACES, obj, WriteOptions())
         if not (obj.get("spec") or {}).get("finalizers"):
             for resource in self.registry.stored:
                 if resource.namespaced and await self.store.scan(resource.prefix(namespace)):
-                    raise errors.conflict(_NAMESPACES, namespace, f"there are still {resource.plural} in it")
+                    raise errors.conflict(_NAMESPACES, namespace, f"the namespace still contains {resource.plural}")
 
         def change(before: Object) -> Object:
             left = (obj.get("spec") or {}).get("finalizers") or []

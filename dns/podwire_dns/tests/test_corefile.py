@@ -159,7 +159,7 @@ def test_a_snippet_is_put_where_it_is_imported() -> None:
         (". {\n forward .\n}\n", "line 2: forward needs a domain"),
         (
             ". {\n forward . https://192.0.2.1\n}\n",
-            "line 2: 'https://192.0.2.1': upstreams can use UDP, TCP or tls://",
+            "line 2: 'https://192.0.2.1': an upstream is IP, IP:port or [IPv6]:port, with tls:// for TLS",
         ),
         (". {\n forward . 192.0.2.1 {\n  tls a b c d\n }\n}\n", "line 3: tls takes at most"),
         (". {\n forward . 192.0.2.1\n forward . 192.0.2.2\n}\n", "'.' is forwarded twice"),

@@ -106,7 +106,7 @@ def test_each_name_goes_where_coredns_sends_it(text: str, wanted: dict[str, str]
         ),
         (f"a.test {{\n}}\n. A.test. {{\n forward . {A}\n}}\n", "line 3: the zone 'a.test' has a server block already"),
         (f". {{\n forward . {A}\n forward a.test {B}\n}}\n", "line 3: 'a.test' is forwarded twice"),
-        ("2001:db8::1 {\n}\n", "line 1: '2001:db8::1' is an address; a reverse zone is written as CIDR"),
+        ("2001:db8::1 {\n}\n", "line 1: '2001:db8::1' is an address; write a reverse zone as a CIDR"),
         ("192.0.2.1:53 {\n}\n", "line 1: '192.0.2.1:53' is an address"),
         ("2001:db8::/129 {\n}\n", "line 1: '2001:db8::/129' is not a CIDR"),
         ("10.0.0.0/x {\n}\n", "line 1: '10.0.0.0/x' is not a CIDR"),
@@ -147,7 +147,7 @@ corp.test {{
         f"{third} is skipped for '.:1053': this DNS listens on port 53 only",
         f"{third} listens with tls, which is not supported",
         f"{third} is skipped for 'x.test:5353': this DNS listens on port 53 only",
-        f"Corefile line 2: 'forward . {B}' is not used for cluster.local.: such names are answered here",
+        f"Corefile line 2: 'forward . {B}' is not used for cluster.local.: this server answers such names itself",
         f"Corefile line 5: 'forward other.test {B}' is never used: it forwards no name of this server block",
     ]
     assert [sent(config, name) for name in ("x.other.test", "x.test", "corp.test")] == [A, A, ""]

@@ -1,4 +1,4 @@
-"""Runs the programs of iptables in a network namespace, and detects their variant. I/O."""
+"""Runs the iptables programs in a network namespace, and detects the variant that the host uses. I/O."""
 
 from __future__ import annotations
 
@@ -26,26 +26,28 @@ Variant = Literal["nft", "legacy"]
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
 PATIENT = 30  # seconds that a user's command waits for the lock shared by all programs of legacy iptables
 BUSY = 4  # exit status of the legacy programs: another program holds the lock
-TRIES, PAUSE = 5, 0.02  # for a role, which has other work and tries again later
-SHORTEST = 1  # seconds; 0 means "without limit" to iptables-legacy-restore
+TRIES, PAUSE = 5, 0.02  # a role tries the lock so often, with so many seconds between; it repeats the restore later
+SHORTEST = 1  # seconds, the minimum for -w: with -w 0, iptables-legacy-restore waits without limit
 BUILT_IN = ("nat", "filter", "raw")
 _PATH = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"))
 _NAMES = {"ip": "iptables", "ip6": "ip6tables"}
 
 
 class ProgramError(OSError):
-    """A program of iptables is missing or refused its input. The table is unchanged."""
+    """An iptables program is missing or failed. The table at which a restore failed is unchanged, and so are the tables
+    after it in the input.
+    """
 
 
 class ProgramBusy(ProgramError):
-    """Another program holds the lock. errno: EAGAIN."""
+    """Another program holds the lock of legacy iptables. errno: EAGAIN."""
 
-    def __init__(self, words: str) -> None:
-        super().__init__(errno.EAGAIN, words)
+    def __init__(self, message: str) -> None:
+        super().__init__(errno.EAGAIN, message)
 
 
 def program(variant: Variant, family: Family, verb: Literal["save", "restore", ""]) -> str:
-    """Returns the path of a program. Raises ProgramError."""
+    """Returns the path of a program. verb: "" for iptables itself. Raises ProgramError if it is not installed."""
     name = f"{_NAMES[family]}-{variant}-{verb}".rstrip("-")
     found = shutil.which(name, path=_PATH)
     if found is None:
@@ -54,13 +56,15 @@ def program(variant: Variant, family: Family, verb: Literal["save", "restore", "
 
 
 def run(command: list[str], ns_fd: int | None, text: str | None = None) -> str:
-    """Runs a program and returns its output. Raises ProgramError, with the program's error and the refused line."""
-    internal = ["nsenter", f"--net=/proc/self/fd/{ns_fd}", "--"] if ns_fd is not None else []
+    """Runs a program and returns its output. text: the program's standard input. Raises ProgramBusy, and ProgramError
+    with the program's error message and the line of `text` whose number is in the message.
+    """
+    prefix = ["nsenter", f"--net=/proc/self/fd/{ns_fd}", "--"] if ns_fd is not None else []
     name = Path(command[0]).name
     with (
         _source(text) as source,
         subprocess.Popen(
-            [*internal, *command],
+            [*prefix, *command],
             stdin=source,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -74,18 +78,18 @@ def run(command: list[str], ns_fd: int | None, text: str | None = None) -> str:
             process.kill()
             raise
     if process.returncode == BUSY and "-legacy-" in command[0]:
-        raise ProgramBusy(f"{name}: {_complaint(errors, '')}")
+        raise ProgramBusy(f"{name}: {_error_message(errors, '')}")
     if process.returncode:
-        raise ProgramError(f"{name}: {_complaint(errors, text or '')}")
+        raise ProgramError(f"{name}: {_error_message(errors, text or '')}")
     return output
 
 
 @contextlib.contextmanager
 def _source(text: str | None) -> Iterator[IO[bytes] | None]:
-    """Yields a file with the text for a program's standard input.
+    """Yields a file with the text for a program's standard input; None without a text.
 
-    Not a pipe: a second communicate() after a timeout forgets what the first one did not write, and the program would
-    wait for it without end.
+    A pipe fails for a long text: a second communicate() after a timeout does not write the rest of the input, and the
+    program waits for this rest for ever.
     """
     if text is None:
         yield None
@@ -97,7 +101,9 @@ def _source(text: str | None) -> Iterator[IO[bytes] | None]:
 
 
 def _communicate(process: subprocess.Popen[str]) -> tuple[str, str]:
-    """Returns the program's output and errors. A large restore is progress as long as it uses the CPU."""
+    """Returns the program's standard output and standard error. The role's beat ticks while the program uses CPU time,
+    so that the supervisor does not kill the role during a large restore.
+    """
     used = 0
     while True:
         try:
@@ -109,7 +115,7 @@ def _communicate(process: subprocess.Popen[str]) -> tuple[str, str]:
 
 
 def _ticks(pid: int) -> int:
-    """Returns the CPU time of a process in clock ticks."""
+    """Returns the CPU time of a process in clock ticks, 0 if the process does not exist."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -117,27 +123,29 @@ def _ticks(pid: int) -> int:
     return int(fields[11]) + int(fields[12])
 
 
-def _complaint(stderr: str, text: str) -> str:
+def _error_message(stderr: str, text: str) -> str:
     words = " ".join(line.strip() for line in stderr.splitlines() if line.strip() and not line.startswith("Try "))
     lines = text.splitlines()
     number = next(
         (int(word) for word in words.replace(":", " ").split() if word.isdecimal() and 0 < int(word) <= len(lines)), 0
     )
-    return f"{words or 'failed without a word'}" + (f" ({lines[number - 1]})" if number else "")
+    return f"{words or 'failed without an error message'}" + (f" ({lines[number - 1]})" if number else "")
 
 
 def save(variant: Variant, family: Family, ns_fd: int | None) -> str:
-    """Returns the output of iptables-save for all existing tables. The read creates no table."""
+    """Returns the output of iptables-save for all existing tables. The call does not create a table."""
     return run([program(variant, family, "save")], ns_fd)
 
 
 def restore(variant: Variant, family: Family, ns_fd: int | None, text: str, wait: int = 0) -> None:
-    """Runs iptables-restore. wait: maximum seconds for the lock; 0: a few tries.
+    """Runs iptables-restore with `text` as its input. wait: maximum seconds for the lock of legacy iptables; 0: TRIES
+    tries, then at most SHORTEST seconds.
 
-    Raises ProgramBusy; the remaining tables are then unchanged.
+    Raises ProgramBusy; the table that waited for the lock and the tables after it are then unchanged. Raises
+    ProgramError.
     """
     command = program(variant, family, "restore")
-    if variant == "legacy" and not wait and all(_locked(pause) for pause in (*[PAUSE] * (TRIES - 1), 0)):
+    if variant == "legacy" and not wait and all(_wait_if_locked(pause) for pause in (*[PAUSE] * (TRIES - 1), 0)):
         raise ProgramBusy(f"{Path(command).name}: another program holds the lock {_lock()}")
     run([command, "--noflush", "-w", str(wait or SHORTEST)], ns_fd, text)
 
@@ -146,8 +154,8 @@ def _lock() -> str:
     return os.environ.get("XTABLES_LOCKFILE") or "/run/xtables.lock"
 
 
-def _locked(pause: float) -> bool:
-    """Whether a program holds the lock now. pause: seconds to wait if a program holds the lock."""
+def _wait_if_locked(pause: float) -> bool:
+    """Whether another program holds the lock. If so, the function sleeps `pause` seconds before it returns."""
     try:
         with open(_lock(), "rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -160,13 +168,13 @@ def _locked(pause: float) -> bool:
 
 
 def counted(variant: Variant, family: Family, ns_fd: int | None, table: TableName, chain: str, reason: Reason) -> int:
-    """Returns the packet count of the rules in a chain whose comment has `reason`."""
+    """Returns the sum of the packet counts of the rules in a chain. Only rules with `reason` in the comment count."""
     command = [program(variant, family, ""), "-t", table, "-w", str(SHORTEST), "-nvxL", chain]
     return sum(int(line.split()[0]) for line in run(command, ns_fd).splitlines()[2:] if f"[{reason}] */" in line)
 
 
 def legacy_tables(family: Family, ns_fd: int | None) -> tuple[str, ...]:
-    """Returns the tables of legacy iptables that were ever used in this namespace."""
+    """Returns the tables of legacy iptables in the namespace. The kernel creates such a table at its first use."""
 
     def read() -> tuple[str, ...]:
         try:
@@ -178,7 +186,7 @@ def legacy_tables(family: Family, ns_fd: int | None) -> tuple[str, ...]:
 
 
 def nft_tables(family: Family, ns_fd: int | None) -> tuple[str, ...]:
-    """Returns the existing tables of the nft variant; () on a kernel without nf_tables."""
+    """Returns those of the tables BUILT_IN that exist in nf_tables; () on a kernel without nf_tables."""
     if nft_socket.missing(ns_fd):
         return ()
     with nft_socket.Connection(ns_fd) as conn:
@@ -190,7 +198,9 @@ def present(variant: Variant, family: Family, ns_fd: int | None) -> bool:
 
 
 def found(ns_fd: int | None = None) -> Iterator[tuple[Variant, Family, dict[Chain, Rules]]]:
-    """Yields the tables with PODWIRE-* rules. Reads only existing tables, with installed programs."""
+    """Yields (variant, family, chains) where PODWIRE-* chains exist. chains: as from text.parse. The function skips a
+    variant whose programs are not installed, and a family without tables.
+    """
     for variant in filter(installed, VARIANTS):
         for family in FAMILIES:
             if present(variant, family, ns_fd) and (chains := parse(save(variant, family, ns_fd))):
@@ -198,10 +208,11 @@ def found(ns_fd: int | None = None) -> Iterator[tuple[Variant, Family, dict[Chai
 
 
 def detect(ns_fd: int | None = None) -> Variant:
-    """Returns the variant of the host: the variant with most foreign rules, else the variant with PODWIRE-* rules.
+    """Returns the variant that the host uses, always an installed one: the variant with more foreign rules; at equality
+    the variant with more PODWIRE-* rules; at equality of these too, nft.
 
-    Without rules, the result is an installed variant: nft first, unless the kernel has no nf_tables. Raises
-    ProgramError if neither variant is installed.
+    On a kernel without nf_tables, the result is legacy if legacy is installed. Raises ProgramError if neither variant
+    is installed for both families.
     """
     counts: dict[Variant, tuple[int, int]] = {}
     for variant in VARIANTS:
@@ -215,8 +226,8 @@ def detect(ns_fd: int | None = None) -> Variant:
     usable = [variant for variant in VARIANTS if installed(variant)]
     if "legacy" in usable and nft_socket.missing(ns_fd):
         return "legacy"
-    if not usable:
-        program("nft", "ip", "restore")  # the error names the missing program
+    for family in FAMILIES if not usable else ():
+        program("nft", family, "restore")  # raises the ProgramError that names the missing program
     return max(usable, key=lambda variant: (counts[variant], variant == "nft"))
 
 

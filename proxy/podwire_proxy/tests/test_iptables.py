@@ -245,7 +245,7 @@ def test_a_program_that_is_missing_or_refuses_is_named(monkeypatch: pytest.Monke
         programs.program("legacy", "ip6", "save")
     with pytest.raises(programs.ProgramError, match=r"sh: line 2: no such thing \(-A X\)"):
         programs.run(["/bin/sh", "-c", "echo line 2: no such thing >&2; exit 1"], None, "*nat\n-A X\nCOMMIT\n")
-    with pytest.raises(programs.ProgramError, match="sh: failed without a word"):
+    with pytest.raises(programs.ProgramError, match="sh: failed without an error message"):
         programs.run(["/bin/sh", "-c", "exit 1"], None)
 
 
