@@ -7,13 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from podwire_base.kube import statuslease
+from podwire_base.kube import nodeconditions, statuslease
 from podwire_base.kube.conditions import condition, is_true
 from podwire_base.kube.meta import Object, key, labels, name
 from podwire_base.kube.registry import of
 from podwire_base.kube.table import columns
 from podwire_base.role.standing import Standing, overtaken
-from podwire_node.roles import ROLES
 from podwire_proxy.backend import OFF
 
 from .grid import WIDTH, clean, table
@@ -48,7 +47,7 @@ class Report:
 @dataclass(frozen=True, slots=True)
 class Seen:
     """Everything that one look found. Lists that the caller may not read are None. events: those about Services that
-    wait for an address. processes: rows of the supervisors of this cluster on this machine.
+    wait for an address. processes: rows of the supervisors of this cluster on this machine. now: seconds of the epoch.
     """
 
     nodes: Sequence[Object] | None = None
@@ -59,16 +58,22 @@ class Seen:
     processes: Sequence[Mapping[str, object]] = ()
     unreadable: Mapping[str, str] = field(default_factory=dict)
     events: Sequence[Object] = ()
+    now: float = 0.0
 
 
-def from_conditions(node: Object) -> Report | None:
-    """Return what the conditions of a Node say of its roles; None if it has no such condition."""
+def from_conditions(node: Object, now: float = 0.0) -> Report | None:
+    """Return what the conditions of a Node say of its roles; None if it has no such condition. now: 0 where the age of
+    the conditions does not matter.
+    """
+    rows = {role: row for role, kind in nodeconditions.ROLES.items() if (row := condition(node, kind))}
     found = {
-        role: Standing(is_true(node, kind), row.get("reason", ""), row.get("message", ""))
-        for role, kind in ROLES.items()
-        if (row := condition(node, kind))
+        role: Standing(row.get("status") == "True", row.get("reason", ""), row.get("message", ""))
+        for role, row in rows.items()
     }
-    return Report(found, "the Node's conditions") if found else None
+    age = nodeconditions.age(rows.values(), now) if now else 0.0
+    old = age > nodeconditions.LATE
+    doubts = (f"the last report of its agent in the Node's conditions is {age:.0f} s old",) if old else ()
+    return Report(found, "the Node's conditions", age if old else 0.0, doubts) if found else None
 
 
 def from_leases(leases: Iterable[Object], now: float) -> dict[str, Report]:
@@ -191,7 +196,7 @@ def _stranger(node: Object, report: Report, pods: Sequence[Object]) -> list[str]
 
 def record(seen: Seen) -> Object:
     """Return the command's whole output as data (`-o json`). ok: all is well; problems: why not, a line each."""
-    reports = {n["metadata"]["name"]: from_conditions(n) for n in seen.nodes or ()} | dict(seen.reports)
+    reports = {n["metadata"]["name"]: from_conditions(n, seen.now) for n in seen.nodes or ()} | dict(seen.reports)
     nodes = [_node(n, reports.get(name(n)), seen.pods) for n in seen.nodes or ()]
     known = {row["name"] for row in nodes}
     for stranger in sorted(reports.keys() - known) if seen.nodes is None else ():

@@ -20,6 +20,7 @@ from podwire_base.kube.client.reflector import Event
 from podwire_base.kube.errors import ApiError, Refused
 from podwire_base.kube.events import event, reference
 from podwire_base.kube.meta import Object, key, name, namespace, uid
+from podwire_base.kube.nodeconditions import ROLES
 from podwire_base.kube.release import git_version
 from podwire_base.kube.times import micro_timestamp, timestamp
 from podwire_base.role import beat, layout, logs
@@ -30,7 +31,6 @@ from .cni_runtime import Attachment, CniFailed, CniRuntime
 from .podspec import NodeDns
 from .podstatus import beaten, conditions, new_words, quiet
 from .podworker import PodHost, PodWorker
-from .roles import ROLES
 from .runtime import Process, Sandbox, read
 
 log = logs.get("node")

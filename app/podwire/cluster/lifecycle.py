@@ -21,11 +21,11 @@ from podwire_base.kube.client import config as client_config
 from podwire_base.kube.client.http import ApiClient
 from podwire_base.kube.conditions import condition, is_true
 from podwire_base.kube.errors import ApiError, ConfigError
+from podwire_base.kube.nodeconditions import ROLES
 from podwire_base.patience import patient
 from podwire_base.role import beat, watching
 from podwire_base.role.supervisor import read_state
 from podwire_controlplane.store.damage import damage, keep_aside
-from podwire_node.roles import ROLES
 
 from .. import compiled
 from . import hopeless

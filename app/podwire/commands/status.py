@@ -123,6 +123,7 @@ async def _look(api: ApiClient, local: ClusterConfig | None) -> Seen:
         events=[] if isinstance(events, str) else events,
         reports=reports(local) if local else from_leases(claims, time.time()),
         processes=processes(local) if local else (),
+        now=time.time(),
         unreadable={kind: why for kind, why in found.items() if isinstance(why, str)},
     )
 

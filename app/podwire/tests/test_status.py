@@ -6,6 +6,7 @@ import json
 import os
 import time
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +152,10 @@ def test_lag_needs_two_looks() -> None:
         ),
         (seen(proxy=Standing(False, "NoProgress", "4 s")), "proxy on node1: NoProgress: 4 s"),
         (Seen([node(PodwireProxy="False")], [], [], []), "proxy on node1: R: why"),
-        (Seen([node()], [], [], []), "node1: no agent of podwire has reported: no Lease kube-system/podwire-node1"),
+        (
+            Seen([node()], [], [], []),
+            "node1: no agent of podwire has reported: no Lease kube-system/podwire-node1",
+        ),
         (replace(seen(a=Standing(True, "", "")), nodes=[node(ready="Unknown")]), "node1 is NotReady: Kubelet: hm"),
         (
             replace(seen(a=Standing(True, "", "")), processes=[{"process": "x", "where": "y", "problem": "z"}]),
@@ -275,3 +279,14 @@ def test_connections_are_named_after_the_services_of_the_api() -> None:
         ("default/web", "gone", 2),
         ("not counted: too many", "", 3),
     ]
+
+
+def test_conditions_of_a_node_that_nobody_renews_are_a_doubt() -> None:
+    row = {"type": "PodwireProxy", "status": "True", "reason": "Ready", "lastHeartbeatTime": "2026-01-01T00:00:00Z"}
+    made, now = node(), datetime(2026, 1, 1, tzinfo=UTC).timestamp()
+    made["status"]["conditions"].append(row)
+    assert record(Seen([made], [], [], [], now=now + 300))["ok"]
+    problems = record(Seen([made], [], [], [], now=now + 400))["problems"]
+    assert problems == ["node1: the last report of its agent in the Node's conditions is 400 s old"]
+    row["lastHeartbeatTime"] = "yesterday"
+    assert record(Seen([made], [], [], [], now=now + 400))["ok"], "no time to tell it by"

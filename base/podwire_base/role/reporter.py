@@ -1,7 +1,8 @@
 """The role `status`: publishes where the roles of this node stand in a Lease, so that one command shows all nodes.
 
 It is a role of its own, because it must tell the truth of a role that hangs. It writes when a role's state or words
-change, at most every two seconds, and otherwise every ten seconds with the present figures.
+change, at most every two seconds, and otherwise every ten seconds with the present figures. Where the credentials may
+not write the Lease, as those of a kubelet, the conditions of the Node tell it.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..kube import statuslease
+from ..kube import nodeconditions, statuslease
 from ..kube.client import config as client_config
 from ..kube.client.http import ApiClient
 from ..kube.errors import ApiError, Refused
+from ..kube.patch import STRATEGIC_PATCH
 from . import beat, logs
 from .run import main, stop_event, until_stopped
 from .standing import Standing
@@ -53,6 +55,12 @@ class Reporter:
     def __init__(self, api: ApiClient, config: ReporterConfig) -> None:
         self.api, self.config = api, config
         self._version, self._told = "", False
+        self.by_node = False  # the Node's conditions tell it, not the Lease
+
+    @property
+    def every(self) -> float:
+        """Seconds between two writes without news."""
+        return nodeconditions.EVERY if self.by_node else statuslease.EVERY
 
     def look(self) -> dict[str, Standing]:
         found: dict[str, Standing] = {}
@@ -83,15 +91,42 @@ class Reporter:
                 if err.code != 409:
                     raise
 
+    async def write_node(self, roles: Mapping[str, Standing]) -> None:
+        """Write the conditions of the Node. Raises ApiError."""
+        path = f"/api/v1/nodes/{self.config.node_name}"
+        body = nodeconditions.patch(await self.api.get(path), roles, time.time())
+        await self.api.patch(f"{path}/status", body, STRATEGIC_PATCH)
+
+    async def publish(self, roles: Mapping[str, Standing]) -> None:
+        """Write the Lease, or where it is refused the conditions of the Node. Raises ApiError."""
+        if self.by_node:
+            await self.write_node(roles)
+            return
+        try:
+            await self.write(roles)
+        except Refused as refused:
+            if refused.code != 403:
+                raise
+            try:
+                await self.write_node(roles)
+            except ApiError:
+                raise refused from None  # the usual right is the one that is missing
+            self.by_node = True
+            log.info(
+                "the Node's conditions tell the status, not a Lease",
+                node=self.config.node_name,
+                refused=refused.message,
+            )
+
     async def run(self) -> None:
         sent, last = 0.0, dict[str, tuple[bool, str, str]]()
         while True:
             roles = self.look()
             news, now = words(roles), time.monotonic()
-            if roles and now - sent >= (LEAST if news != last else statuslease.EVERY):
+            if roles and now - sent >= (LEAST if news != last else self.every):
                 sent = now
                 try:
-                    await self.write(roles)
+                    await self.publish(roles)
                     last = news
                     beat.tell(True, "status published")
                     self._told = False

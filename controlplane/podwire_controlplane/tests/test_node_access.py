@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from podwire_base.kube import nodeconditions
+from podwire_base.kube.client.http import ApiClient
+from podwire_base.kube.errors import Refused
 from podwire_base.kube.meta import Object
+from podwire_base.role.reporter import Reporter, ReporterConfig
+from podwire_base.role.standing import Standing
 from podwire_base.testing.builders import node, pod
 from podwire_controlplane.rbac import nodes
 from podwire_controlplane.rbac.references import of_pod
@@ -234,3 +242,57 @@ def test_every_way_to_refer_is_found(a: str, b: str, c: str, d: str, e: str) -> 
         ("ServiceAccount", a), ("Secret", b), ("Secret", c), ("ConfigMap", d), ("Secret", d), ("ConfigMap", e),
         ("Secret", e), ("PersistentVolumeClaim", "p-v"),
     }  # fmt: skip
+
+
+# ---- the status of an agent with a kubelet's credentials
+
+
+def test_an_agent_with_a_kubelets_credentials_tells_its_roles_in_the_conditions_of_its_node(
+    server: Server, tmp_path: Path
+) -> None:
+    """No Role lets it write the Lease: NodeRestriction keeps it to its own one in kube-node-lease."""
+    rule = {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["get", "list", "create", "update"]}
+    roles = "/apis/rbac.authorization.k8s.io/v1/namespaces/kube-system"
+    server.good("POST", f"{roles}/roles", {"metadata": {"name": "podwire-status"}, "rules": [rule]})
+    group = {"kind": "Group", "apiGroup": "rbac.authorization.k8s.io", "name": auth.NODES}
+    ref = {"kind": "Role", "apiGroup": "rbac.authorization.k8s.io", "name": "podwire-status"}
+    server.good(
+        "POST", f"{roles}/rolebindings", {"metadata": {"name": "podwire-status"}, "subjects": [group], "roleRef": ref}
+    )
+    own = {"type": "Ready", "status": "True", "reason": "KubeletReady", "lastTransitionTime": "2026-01-01T00:00:00Z"}
+    of_lb = {"type": "PodwireLoadBalancer", "status": "True", "reason": "Ready", "message": "of an agent before"}
+    server.good(
+        "PATCH", f"{NODES}/n1/status", {"status": {"conditions": [own, of_lb]}},
+        headers={"Content-Type": "application/merge-patch+json"},
+    )  # fmt: skip
+
+    async def told(*standings: Standing) -> list[Reporter]:
+        async with ApiClient(server.config("node-token")) as api:
+            made = Reporter(api, ReporterConfig("n1", None, tmp_path, "podwire.service"))
+            for one in standings:
+                await made.publish({"proxy": one, "identity": one})
+            return [made]
+
+    ready, hangs = Standing(True, "Ready", "3 Services"), Standing(False, "NoProgress", "no progress for 4 s")
+    [reporter] = asyncio.run(told(ready, ready))
+    assert reporter.by_node and reporter.every == nodeconditions.EVERY
+    _, node_ = server.ask("GET", f"{NODES}/n1")
+    found = {row["type"]: row for row in node_["status"]["conditions"]}
+    assert set(found) == {"Ready", "PodwireProxy"}, "those of others stay, that of a role that is gone goes"
+    assert found["Ready"]["reason"] == "KubeletReady" and found["PodwireProxy"]["message"] == "3 Services"
+    began = found["PodwireProxy"]["lastTransitionTime"]
+    before = nodeconditions.patch(node_, {"proxy": ready}, time.time() + 60)["status"]["conditions"][0]
+    assert before["lastTransitionTime"] == began < before["lastHeartbeatTime"]
+    asyncio.run(told(hangs))
+    _, node_ = server.ask("GET", f"{NODES}/n1")
+    assert [r["reason"] for r in node_["status"]["conditions"] if r["type"] == "PodwireProxy"] == ["NoProgress"]
+    assert server.ask("GET", "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases/podwire-n1")[0] == 404
+
+
+def test_an_agent_that_may_write_neither_says_which_right_it_lacks(server: Server, tmp_path: Path) -> None:
+    async def told() -> None:
+        async with ApiClient(server.config("nobody-token")) as api:
+            await Reporter(api, ReporterConfig("n1", None, tmp_path)).publish({"proxy": Standing(True, "Ready", "")})
+
+    with pytest.raises(Refused, match="leases"):
+        asyncio.run(told())
