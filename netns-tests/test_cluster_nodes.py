@@ -18,10 +18,10 @@ from lab.cluster import cluster
 from lab.patience import patient
 from podwire.cluster.config import ClusterConfig
 from podwire.cluster.record import load
-from podwire.commands.cluster import free_port
 from podwire.demo.lab import DemoLab, Pod, wait_for
 from podwire_base.kernel.netns import call_in
 from podwire_base.kube.conditions import condition
+from podwire_base.testing.ports import free_port
 
 WEB = (
     "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: web}\nspec:\n  replicas: 4\n"
@@ -189,7 +189,7 @@ def test_ranges_and_both_families_of_pods() -> None:
     config = ClusterConfig(
         name=f"both{os.getpid()}",
         nodes=2,
-        api_port=free_port(0),
+        api_port=free_port(),
         cluster_cidr="10.77.0.0/20",
         cluster_cidr6="fd00:77::/56",
         service_cidr="10.78.0.0/24",

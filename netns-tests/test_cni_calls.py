@@ -138,25 +138,19 @@ def test_failed_add_leaves_nothing(node: CniNode, lab: Lab) -> None:
 def test_check_finds_what_was_changed(node: CniNode, lab: Lab) -> None:
     pod = lab.netns("a")
     added = node.cni("ADD", "a", pod)
-    conf = node.conf(prevResult=added.body)
-    node.look()
-
-    def complaint() -> str:
-        answer = node.cni("CHECK", "a", pod, conf)
-        assert answer.status == 1 and answer.body["code"] == 5
-        return str(answer.body["msg"])
-
-    pod.netlink(lambda ipr: ipr.route("del", dst="0.0.0.0/0"))
-    assert "lacks the route to 0.0.0.0/0" in complaint()
-    pod.netlink(
-        lambda ipr: ipr.addr("del", index=ipr.link_lookup(ifname="eth0")[0], address=added.address, prefixlen=32)
-    )
-    assert f"lacks address {added.address}/32" in complaint()
-    host = veths(node).pop()
-    node.ns.netlink(lambda ipr: ipr.link("set", index=ipr.link_lookup(ifname=host)[0], master=0))
-    assert "is not a port of podwire0" in complaint()
-    pod.netlink(lambda ipr: ipr.link("del", ifname="eth0"))
-    assert "the pod has no interface eth0" in complaint()
+    conf, host = node.conf(prevResult=added.body), veths(node).pop()
+    for ns, change, words in (
+        (pod, "ip route del default", "lacks the route to 0.0.0.0/0"),
+        (pod, f"ip addr del {added.address}/32 dev eth0", f"lacks address {added.address}/32"),
+        (node.ns, f"ip link set {host} nomaster", "is not a port of podwire0"),
+        (pod, "ip link del eth0", "the pod has no interface eth0"),
+    ):
+        answer = node.complaint(
+            lambda ns=ns, change=change: ns.run(change.split(), check=False),  # type: ignore[misc]  # bound now
+            lambda: node.cni("CHECK", "a", pod, conf),
+            words,
+        )
+        assert answer.status == 1 and answer.body["code"] == 5 and words in answer.body["msg"]
 
 
 def test_gc_frees_what_the_runtime_does_not_know(node: CniNode, lab: Lab) -> None:
@@ -408,11 +402,14 @@ def test_addresses_are_not_reused_at_once(node: CniNode, lab: Lab) -> None:
 
 def test_a_lost_bridge_is_made_again_with_its_ports(node: CniNode, lab: Lab) -> None:
     pod = lab.netns("a")
-    added = node.cni("ADD", "a", pod)
-    node.look()
-    node.ns.netlink(lambda ipr: ipr.link("del", ifname="podwire0"))
-    assert node.cni("STATUS", "", None, node.conf("1.1.0")).body["code"] == 51
+    added, conf = node.cni("ADD", "a", pod), node.conf("1.1.0")
+
+    def lose() -> None:
+        node.ns.run(["ip", "link", "del", "podwire0"], check=False)
+
+    assert node.complaint(lose, lambda: node.cni("STATUS", "", None, conf), "podwire0").body["code"] == 51
     node.stop()
+    lose()
     node.start()
     with peer_server(pod, added.address) as port:
         assert ask(node.ns, added.address, port) == "10.244.1.1"

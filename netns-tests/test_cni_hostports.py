@@ -14,7 +14,7 @@ from scapy.layers.sctp import SCTP, SCTPChunkInit
 
 from lab.capture import Capture
 from lab.cnicluster import OUTSIDE, Cluster, give, two_nodes
-from lab.cninode import Answer, ask, put_node, wait_until
+from lab.cninode import ask, put_node, wait_until
 from lab.netns import NetNS
 
 NODE, NODE6, OTHER = "192.0.2.1", "fd0a::1", "192.0.2.101"
@@ -322,8 +322,13 @@ def test_ports_survive_a_restart_and_a_flushed_table(cluster: Cluster) -> None:
     assert ask(cluster.outside, NODE, 8080) == OUTSIDE
     one.start()
     assert ask(cluster.outside, NODE, 8080) == OUTSIDE
-    one.ns.run(["nft", "flush", "ruleset"])
-    assert refused(cluster.outside, NODE, 8080)
+
+    def closed() -> bool:
+        """The agent hears of the flush, and may have its tables again before the packet comes."""
+        one.ns.run(["nft", "flush", "ruleset"])
+        return refused(cluster.outside, NODE, 8080)
+
+    wait_until(closed, "without the rules nobody answers")
     with another_look(cluster):
         gone = one.cni("DEL", "other")
         assert gone.status == 0, gone.out + one.log()
@@ -380,15 +385,11 @@ def test_check_names_what_is_missing(cluster: Cluster) -> None:
     cluster.made.append((one, "a"))
     checked = {**conf, "prevResult": added.body}
     assert one.cni("CHECK", "a", pod, checked).status == 0
-
-    def named() -> Answer | None:
-        """The agent hears of the flush, and may mend the map before the call reads it."""
-        one.ns.run(["nft", "flush", "map", "ip", "podwire-cni", "hostports"])
-        answer = one.cni("CHECK", "a", pod, checked)
-        return answer if answer.status else None
-
-    answer = wait_until(named, "CHECK reads the map before it is mended")
-    assert answer is not None
+    answer = one.complaint(
+        lambda: one.ns.run(["nft", "flush", "map", "ip", "podwire-cni", "hostports"]),
+        lambda: one.cni("CHECK", "a", pod, checked),
+        "hostports lacks tcp . 8080",
+    )
     assert answer.status == 1 and "hostports lacks tcp . 8080" in answer.body["msg"], answer.out
 
 

@@ -165,7 +165,7 @@ def test_ports_of_an_older_version_become_like_ours(cluster: Cluster) -> None:
     assert "marked as a pod's port" in node.log()
     node.ns.run(["ip", "link", "set", "dev", name, "group", "default"])
     node.look()
-    assert marks(node.ns, a) == MARKED
+    wait_until(lambda: marks(node.ns, a) == MARKED, "the agent marks the port again")
 
 
 def refusal(node: CniNode, path: str, **env: str) -> tuple[int, str]:

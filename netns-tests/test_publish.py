@@ -24,8 +24,8 @@ from dnslib import DNSRecord
 
 from lab.cluster import cluster, machine
 from lab.patience import patient
-from podwire.commands.cluster import free_port
 from podwire.demo.lab import DemoLab, wait_for
+from podwire_base.testing.ports import free_port
 
 WEB = """
 apiVersion: apps/v1
@@ -67,7 +67,7 @@ kind: Service
 metadata: {name: nobody}
 spec: {selector: {app: nobody}, ports: [{port: 80}]}
 """
-EARLY = free_port(0)
+EARLY = free_port()
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +119,7 @@ def test_what_up_published_answers_once_its_service_is_there(lab: DemoLab) -> No
 
 def test_publish_in_every_form(lab: DemoLab) -> None:
     before = machine(lab.config.name)
-    tcp, udp = free_port(0), free_port(0)
+    tcp, udp = free_port(), free_port()
     told = podwire(lab, "publish", f"{tcp}:web:80", f"127.0.0.1:{udp}:default/web:udp/udp")
     assert f":{tcp}/tcp" in told and f":{udp}/udp" in told
     assert wait_for(lambda: answers(tcp), 10)

@@ -11,8 +11,8 @@ import pytest
 
 from podwire.cluster.config import MARKER, ClusterConfig
 from podwire.cluster.lifecycle import down, up
-from podwire.commands.cluster import free_port
 from podwire_base.role.supervisor import read_state
+from podwire_base.testing.ports import free_port
 
 NODE = "node" + "1".zfill(48)  # with "system:node:" before it, the 64 characters of a certificate's common name
 # Imported by every Python of the cluster at its start: the embedded cluster has no names of this length by itself, and
@@ -53,7 +53,7 @@ def test_ps_shows_role_and_node_and_down_finds_every_process(tmp_path: Path, mon
     (tmp_path / "sitecustomize.py").write_text(LONG_NAMES)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
     monkeypatch.setattr(ClusterConfig, "node_names", lambda self: [NODE])
-    config = ClusterConfig(name=f"titles{os.getpid()}", nodes=1, api_port=free_port(0))
+    config = ClusterConfig(name=f"titles{os.getpid()}", nodes=1, api_port=free_port())
     try:
         process = up(config).process
         rows = shown()

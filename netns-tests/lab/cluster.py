@@ -15,10 +15,10 @@ from typing import TypeVar
 
 from podwire.cluster.config import ClusterConfig
 from podwire.cluster.lifecycle import down, up
-from podwire.commands.cluster import free_port
 from podwire.demo.lab import UPSTREAM_DNS, DemoLab
 from podwire.demo.run import find_tool
 from podwire_base.kernel.netns import call_in
+from podwire_base.testing.ports import free_port
 
 from . import evidence
 from .netns import NetNS
@@ -57,7 +57,7 @@ def cluster(
     config = config or ClusterConfig(
         name=f"{name}{os.getpid()}",
         nodes=nodes,
-        api_port=free_port(0),
+        api_port=free_port(),
         bridge_nf=bridge_nf,
         upstream_dns=(UPSTREAM_DNS,) if outside else (),
         proxy_backend=proxy_backend,

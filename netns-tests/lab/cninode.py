@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -106,14 +106,29 @@ class CniNode:
         )
 
     def look(self) -> None:
-        """Make the agent compare its whole state with the kernel now. The agent does not repeat this comparison for
-        agent.RESYNC_SECONDS, so a change that a test makes to the kernel stays until then.
+        """Make the agent compare its whole state with the kernel now, and not only agent.RESYNC_SECONDS later. Without
+        this, it mends at once only what a notification of the kernel tells.
         """
         known = self.routes()
         put_node(self.api, "passing", "10.244.250.0/24", "192.0.2.250")
         wait_until(lambda: self.routes() == known + 1, "the agent knows one more node")
         self.api.delete("/api/v1/nodes", "passing")
         wait_until(lambda: self.routes() == known, "and forgets it")
+
+    @staticmethod
+    def complaint(change: Callable[[], object], call: Callable[[], Answer], words: str) -> Answer:
+        """Make a change in the kernel and call the plugin, until the plugin says `words`. The agent hears of the change
+        and may mend it before the call looks, so `change` is made again and must bear that nothing is left to change.
+        """
+
+        def said() -> Answer | None:
+            change()
+            answer = call()
+            return answer if answer.status and words in answer.out else None
+
+        answer = wait_until(said, f"the plugin says: {words}")
+        assert answer is not None
+        return answer
 
     def routes(self) -> int:
         """Return the number of routes to other nodes, according to the status. The agent writes the status last."""

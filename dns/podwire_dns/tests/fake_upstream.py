@@ -11,9 +11,9 @@ import dns.message
 import dns.rcode
 import dns.rrset
 
+from podwire_base.testing.ports import free_port
 from podwire_dns.cache import CacheKey
 from podwire_dns.names import to_wire
-from podwire_dns.tests.test_server import free_port
 
 Reply = Callable[[dns.message.Message], "dns.message.Message | bytes | None"]
 

@@ -12,6 +12,7 @@ import dns.rcode
 import pytest
 
 from podwire_base.patience import patient
+from podwire_base.testing.ports import free_port
 from podwire_dns import corefile, names
 from podwire_dns.answer import Answerer, Pending
 from podwire_dns.cache import Upstreamed
@@ -21,7 +22,6 @@ from podwire_dns.testing import builders, judge
 from podwire_dns.testing.cases import NAMESPACES, SERVICES, SLICES, SVC, service
 from podwire_dns.tests.fake_upstream import answer, upstream
 from podwire_dns.tests.test_server import ask as ask_server
-from podwire_dns.tests.test_server import free_port
 from podwire_dns.zone import ZoneData
 
 # Each *.alias.test is an alias of what the name says.

@@ -20,6 +20,7 @@ import dns.rcode
 import pytest
 
 from podwire_base.patience import patient
+from podwire_base.testing.ports import free_port
 from podwire_dns import native
 from podwire_dns.answertable import AnswerTable, TableAnswers, TableNames
 from podwire_dns.cache import Upstreamed
@@ -27,7 +28,6 @@ from podwire_dns.names import to_wire
 from podwire_dns.server import Server
 from podwire_dns.testing import builders, cases
 from podwire_dns.testing.fuzz import mutate, seeds
-from podwire_dns.tests.test_server import free_port
 
 MANY = 3000
 

@@ -17,11 +17,11 @@ from pathlib import Path
 import dns.message
 import pytest
 
+from podwire_base.testing.ports import free_port
 from podwire_dns.answertable import AnswerTable
 from podwire_dns.server import Server
 from podwire_dns.testing import builders, cases, edges, judge
 from podwire_dns.testing.cases import Case
-from podwire_dns.tests.test_server import free_port
 from podwire_dns.zone import ZoneData
 
 WAYS = [(udp, batches) for udp in (True, False) for batches in (True, False)]

@@ -10,6 +10,7 @@ import dns.message
 import pytest
 
 from podwire_base.patience import patient
+from podwire_base.testing.ports import free_port
 from podwire_dns import cache, corefile
 from podwire_dns.cache import Cache, Upstreamed
 from podwire_dns.config import BadConfig, DnsConfig
@@ -18,7 +19,7 @@ from podwire_dns.server import Server
 from podwire_dns.testing import builders
 from podwire_dns.tests.fake_upstream import Reply, Upstream, answer, question, upstream
 from podwire_dns.tests.test_faults import run as run_server
-from podwire_dns.tests.test_server import ask, free_port
+from podwire_dns.tests.test_server import ask
 from podwire_dns.upstream import Forwarder
 from podwire_dns.wire import EMPTY, NOERROR, NXDOMAIN, REFUSED, SERVFAIL
 

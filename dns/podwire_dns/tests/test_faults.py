@@ -24,6 +24,7 @@ from podwire_base.role import accept, logs, logtext
 from podwire_base.role.status import RoleStatus, read_all
 from podwire_base.role.web import took
 from podwire_base.testing.descriptors import free_descriptors
+from podwire_base.testing.ports import free_port
 from podwire_dns import healing, host
 from podwire_dns.cache import Cache
 from podwire_dns.config import BadConfig, DnsConfig
@@ -37,7 +38,7 @@ from podwire_dns.server import Server
 from podwire_dns.sources import Sources
 from podwire_dns.testing import builders
 from podwire_dns.testing.cases import SVC
-from podwire_dns.tests.test_server import ask, feed, free_port, until
+from podwire_dns.tests.test_server import ask, feed, until
 from podwire_dns.upstream import Forwarder
 
 

@@ -16,6 +16,7 @@ from dnslib import RR, DNSRecord
 
 from podwire_base.kube.client.config import ClientConfig
 from podwire_base.patience import patient
+from podwire_base.testing.ports import free_port
 from podwire_dns import feed
 from podwire_dns.apicalls import CountedClient
 from podwire_dns.server import Server
@@ -23,7 +24,7 @@ from podwire_dns.sources import Sources
 from podwire_dns.testing import builders, cases
 from podwire_dns.testing.cases import SVC
 from podwire_dns.tests.test_observed import get, samples
-from podwire_dns.tests.test_server import ask, free_port
+from podwire_dns.tests.test_server import ask
 
 
 async def page_of_a_busy_server(tmp_path: Path) -> dict[str, float]:

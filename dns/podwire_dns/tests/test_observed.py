@@ -17,13 +17,14 @@ import pytest
 
 from podwire_base.role import logs
 from podwire_base.role.metrics import Page
+from podwire_base.testing.ports import free_port
 from podwire_dns.clients import KEEP_SECONDS, Clients
 from podwire_dns.metrics import BOUNDS, Tally
 from podwire_dns.observer import Observer
 from podwire_dns.server import Server
 from podwire_dns.testing import builders
 from podwire_dns.testing.cases import SVC
-from podwire_dns.tests.test_server import ask, free_port
+from podwire_dns.tests.test_server import ask
 
 
 async def get(address: str, path: str, method: str = "GET") -> tuple[int, str]:

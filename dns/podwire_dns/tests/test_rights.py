@@ -24,11 +24,11 @@ import pytest
 from podwire_base.patience import patient
 from podwire_base.role import privileges
 from podwire_base.role.helper import Helper, answer_to
+from podwire_base.testing.ports import free_port
 from podwire_dns import host
 from podwire_dns.config import BadConfig, DnsConfig
 from podwire_dns.rights import Rights, readable_by_others
 from podwire_dns.sources import Sources
-from podwire_dns.tests.test_server import free_port
 
 root = pytest.mark.skipif(os.geteuid() != 0 or not privileges.can_drop(), reason="needs root, to give it up")
 PROGRAM = """

@@ -19,6 +19,7 @@ import pytest
 from podwire_base.kube.client.reflector import Event
 from podwire_base.patience import patient
 from podwire_base.role.status import RoleStatus, read_all
+from podwire_base.testing.ports import free_port
 from podwire_dns.cache import Cache
 from podwire_dns.config import DnsConfig
 from podwire_dns.feeder import Feeder
@@ -27,23 +28,6 @@ from podwire_dns.server import Server
 from podwire_dns.testing import builders, cases
 from podwire_dns.testing.cases import SVC
 from podwire_dns.upstream import Forwarder
-
-_given: set[int] = set()
-
-
-def free_port() -> int:
-    """A port that is free for UDP and for TCP, and that no earlier call returned."""
-    while True:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp, socket.socket() as tcp:
-            udp.bind(("127.0.0.1", 0))
-            port = int(udp.getsockname()[1])
-            try:
-                tcp.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-        if port not in _given:
-            _given.add(port)
-            return port
 
 
 async def until(check: Callable[[], bool]) -> None:

@@ -19,6 +19,7 @@ import dns.rcode
 import pytest
 
 from podwire_base.patience import patient
+from podwire_base.testing.ports import free_port
 from podwire_dns import tcp, wire
 from podwire_dns.cache import ZONE_SHARE, Cache, Upstreamed
 from podwire_dns.config import DnsConfig
@@ -29,7 +30,7 @@ from podwire_dns.server import Server
 from podwire_dns.shares import FLOOR, OWN_SHARE, SHARE, Turns, packed
 from podwire_dns.testing import builders
 from podwire_dns.testing.cases import SVC
-from podwire_dns.tests.test_server import free_port, until
+from podwire_dns.tests.test_server import until
 from podwire_dns.waiting import AT_ONCE, MAX_PENDING
 
 FLOOD, HONEST = "127.0.0.2", "127.0.0.3"

@@ -15,10 +15,11 @@ import pytest
 
 from podwire_base.patience import patient
 from podwire_base.role import beat
+from podwire_base.testing.ports import free_port
 from podwire_dns import server as module
 from podwire_dns.server import Server
 from podwire_dns.testing import builders
-from podwire_dns.tests.test_server import ask, free_port
+from podwire_dns.tests.test_server import ask
 
 
 @pytest.mark.parametrize("batches", [True, False])

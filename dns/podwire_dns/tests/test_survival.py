@@ -31,13 +31,14 @@ import pytest
 from podwire_base.kube.client.reflector import Event
 from podwire_base.patience import patient
 from podwire_base.testing.counts import examples
+from podwire_base.testing.ports import free_port
 from podwire_dns.config import DnsConfig
 from podwire_dns.feeder import Feeder
 from podwire_dns.heritage import end_spares
 from podwire_dns.testing import builders, cases
 from podwire_dns.testing.cases import HTTP, SVC, service
 from podwire_dns.tests.test_observed import get, samples
-from podwire_dns.tests.test_server import feed, free_port
+from podwire_dns.tests.test_server import feed
 
 SECONDS = examples(5, 660)
 SOON = 0.05  # a query that follows a lost one is answered within this time
