@@ -106,10 +106,13 @@ status: $(VENV)/.installed   ## where everything stands
 
 # ---- checking
 
-# Two files of tests at a time, those that take longest first (conftest.py). Tests with the mark `alone` follow by themselves.
-PYTEST := $(BIN)/python -m pytest -q
-JOBS   ?= 2
-BESIDE  = -n $(JOBS) --dist loadfile --no-loadscope-reorder
+# What Python and pytest compile stays in .venv, for the processes of this run and for the next run.
+PYTEST := env -u PYTHONDONTWRITEBYTECODE PYTHONPYCACHEPREFIX=$(CURDIR)/$(VENV)/pycache $(BIN)/python -m pytest -q
+# Two files of tests at a time, those that take longest first (conftest.py), and three of those that need no packets: they
+# wait while processes start. Tests with the mark `alone` follow by themselves.
+JOBS      ?= 2
+PURE_JOBS ?= 3
+BESIDE     = --dist loadfile --no-loadscope-reorder -n
 PURE   := base cni controlplane dns observe policy proxy app tools
 
 # The lint runs beside the tests, which wait at times; what it says stands at the end.
@@ -125,17 +128,17 @@ test: $(VENV)/.installed-dev  ## `check`, and (as root) the tests with real pack
 	[ $$failed = 0 ] || echo 'failures are above'; exit $$failed
 
 test-unprivileged: $(VENV)/.installed-dev  ## the tests that need no root
-	@$(PYTEST) $(BESIDE) -m "not long and not runtimes" $(PURE)
+	@$(PYTEST) $(BESIDE) $(PURE_JOBS) -m "not long and not runtimes" $(PURE)
 
 test-netns: $(VENV)/.installed-dev runtimes  ## the tests with real packets (root)
-	@$(PYTEST) $(BESIDE) -m "not long and not alone" netns-tests; beside=$$?; \
+	@$(PYTEST) $(BESIDE) $(JOBS) -m "not long and not alone" netns-tests; beside=$$?; \
 	[ $$beside -le 1 ] || exit $$beside; \
 	$(PYTEST) -m "not long and alone" netns-tests || exit; \
 	[ $$beside = 0 ] || echo 'failures are above: in the tests that ran beside each other'; exit $$beside
 
 test-long: $(VENV)/.installed-dev runtimes  ## everything, with the big counts of property and fuzz tests
 	$(call need,$(TOOLS) mmdebstrap:mmdebstrap)
-	@PODWIRE_LONG=1 $(BIN)/python -m pytest -q
+	@PODWIRE_LONG=1 $(PYTEST)
 
 .PHONY: runtimes
 runtimes: $(VENV)/.installed-dev  # unpacked into .venv, not installed: no daemon starts

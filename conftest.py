@@ -50,12 +50,23 @@ _TOOK: Counter[str] = Counter()
 # Files with much work (30 seconds with packets, 10 without) by `pytest --durations=0`; the others follow by name.
 _LONGEST = (
     "dns/podwire_dns/tests/test_survival.py",
-    "proxy/podwire_proxy/tests/test_backends.py",
-    "controlplane/podwire_controlplane/tests/test_driver.py",
     "policy/podwire_policy/tests/test_mutations.py",
-    "tools/nativebuild/tests/test_build.py",
-    "proxy/podwire_proxy/tests/test_l2.py",
+    "proxy/podwire_proxy/tests/test_backends.py",
+    "policy/podwire_policy/tests/test_table.py",
     "app/podwire/tests/test_deploy.py",
+    "base/podwire_base/tests/test_watching.py",
+    "app/podwire/tests/test_walls.py",
+    "dns/podwire_dns/tests/test_rights.py",
+    "controlplane/podwire_controlplane/tests/test_recordings.py",
+    "base/podwire_base/tests/test_written_once.py",
+    "app/podwire/tests/test_kubeconfigs.py",
+    "tools/nativebuild/tests/test_build.py",
+    "controlplane/podwire_controlplane/tests/test_watchers.py",
+    "app/podwire/tests/test_identity.py",
+    "app/podwire/tests/test_join.py",
+    "controlplane/podwire_controlplane/tests/test_records.py",
+    "controlplane/podwire_controlplane/tests/test_more_workloads.py",
+    "proxy/podwire_proxy/tests/test_l2.py",
     "netns-tests/test_provision.py",
     "netns-tests/test_proxy_conformance.py",
     "netns-tests/test_proxy_iptables.py",
@@ -72,9 +83,25 @@ _LONGEST = (
 )
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     if os.environ.get("PODWIRE_LONG"):  # from the environment, so that every process of a run uses the same order
         os.environ.setdefault("PODWIRE_ORDER", str(random.SystemRandom().randrange(10**6)))
+    if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+        share = int(worker.removeprefix("gw")) / int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+        config.args = _from(share, config.args)
+
+
+def _from(share: float, args: list[str]) -> list[str]:
+    """Return the test files of folders, beginning after a share of them. pytest compiles each file with its own
+    `assert`, which takes more time than all imports. Processes that begin at different files find those of the others
+    compiled (`make test` keeps them in .venv).
+    """
+    folders = [Path(arg) for arg in args]
+    if not all(folder.is_dir() for folder in folders):
+        return args
+    files = [str(file) for folder in folders for file in sorted(folder.rglob("test_*.py"))]
+    first = round(share * len(files))
+    return files[first:] + files[:first]
 
 
 @pytest.hookimpl(tryfirst=True)  # pytest then groups tests that share an expensive fixture
