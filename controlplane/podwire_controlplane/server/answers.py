@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -129,8 +130,12 @@ def error(request: web.Request, err: StatusError) -> web.Response:
 
 
 def warn(answer: web.StreamResponse, warnings: Iterable[str]) -> None:
-    """Add a header Warning (RFC 7234 section 5.5, code 299) for each warning."""
+    """Add a header Warning (RFC 7234 section 5.5, code 299) for each warning. One with a control character, as a name
+    in a client's object may have, is left out: no header can say it. Upstream does the same.
+    """
     for warning in warnings:
+        if any(unicodedata.category(c) == "Cc" for c in warning):
+            continue
         answer.headers.add("Warning", '299 - "' + warning.replace("\\", "\\\\").replace('"', '\\"') + '"')
 
 

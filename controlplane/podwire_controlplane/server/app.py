@@ -47,7 +47,8 @@ _FLOW = {
 async def _headers(request: web.Request, answer: web.StreamResponse) -> None:
     """Add the headers that every answer has: kube-apiserver's audit ID, its flow control, and no caching."""
     headers = answer.headers
-    headers["Audit-Id"] = request.headers.get("Audit-Id", "")[:64] or str(uuid.uuid4())
+    asked = request.headers.get("Audit-Id", "")[:64]
+    headers["Audit-Id"] = asked if asked.isascii() and asked.isprintable() and asked else str(uuid.uuid4())
     headers.setdefault("Cache-Control", "no-cache, private")
     headers.update(_FLOW)
     headers.popall("Server", None)

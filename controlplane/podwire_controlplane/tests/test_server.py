@@ -376,3 +376,16 @@ def test_scale(server: Server) -> None:
 
 def test_namespace_subresources_are_not_taken_for_kinds(shared: Server) -> None:
     assert shared.good("GET", "/api/v1/namespaces/default/status")["metadata"]["name"] == "default"
+
+
+def test_what_no_header_can_say_is_left_out(server: Server) -> None:
+    """A client's names come back in warnings, and its audit ID in a header."""
+    body = {"metadata": {"name": "odd"}, "spec\nX-Evil: 1": {}, "other": 1, "del\x7f": 1}
+    for more in ({"Audit-Id": "mine"}, {"Audit-Id": "\xff\xfe"}, {"Audit-Id": "a\tb"}):
+        with server.open(
+            "POST", "/api/v1/namespaces/default/configmaps?dryRun=All&fieldValidation=Warn", body, headers=more
+        ) as answer:
+            assert answer.status == 201
+            assert answer.headers.get_all("Warning") == ['299 - "unknown field \\"other\\""']
+            assert "X-Evil" not in answer.headers
+            assert (answer.headers["Audit-Id"] == "mine") == (more["Audit-Id"] == "mine")
