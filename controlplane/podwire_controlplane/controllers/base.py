@@ -83,6 +83,9 @@ class Controller:
     within: kind -> (namespace, name) of the only object of this kind that the controller reads. So the controller needs
     no permission to read other objects of this kind. keep: kind -> the function that returns the part of an object that
     the controller reads. It saves memory where no other controller reads this kind.
+
+    custom: the function that returns the keys that an event on an object of a custom kind touches, None for a
+    controller that does not follow custom kinds.
     """
 
     name: str
@@ -91,6 +94,7 @@ class Controller:
     resync: float = 0.0
     within: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     keep: Mapping[str, Callable[[Object], Object]] = field(default_factory=dict)
+    custom: Mapper | None = None
 
 
 def itself(obj: Object, _snapshot: Snapshot) -> Keys:

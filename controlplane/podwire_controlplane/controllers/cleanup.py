@@ -8,15 +8,26 @@ from podwire_base.kube.events import event, reference
 from podwire_base.kube.meta import Object, deleting, key, name, namespace, uid
 from podwire_base.kube.registry import BUILTIN, of
 
+from . import customkinds
 from .base import Controller, Keys, Snapshot, Write
 
 KINDS = tuple(r.kind for r in BUILTIN.stored if r.namespaced)
+ALL = tuple(r.kind for r in BUILTIN.stored)
 _NO_OWNERS = ("Event", "Lease")  # they come and go all the time, and nothing is theirs
 _ASK_SECONDS = 20.0  # between two looks for owners of kinds without an informer
 
 
-def _address(obj: Object) -> str:
-    return f"{obj['kind']}:{key(obj)}"
+def _address(obj: Object, snapshot: Snapshot) -> str:
+    return f"{customkinds.name_of(obj, snapshot)}:{key(obj)}"
+
+
+def _parts(address: str) -> tuple[str, str]:
+    """Return (kind, key). A custom kind is "group/version:Kind"."""
+    kind, _, own = address.partition(":")
+    if "/" in kind:
+        rest, _, own = own.partition(":")
+        kind = f"{kind}:{rest}"
+    return kind, own
 
 
 def reconcile_gc(wanted: str, snapshot: Snapshot, now: float) -> list[Write]:
@@ -24,13 +35,15 @@ def reconcile_gc(wanted: str, snapshot: Snapshot, now: float) -> list[Write]:
     uid identifies an owner, so a new object of the same name is a different owner. An owner of a kind without an
     informer counts as absent here; the driver asks the API before it does the write.
     """
-    kind, _, own = wanted.partition(":")
+    kind, own = _parts(wanted)
     obj = snapshot.get(kind, own) if kind in snapshot.kinds else None
     if obj is not None and deleting(obj):
         return _propagate(kind, obj, snapshot)
     refs = obj["metadata"].get("ownerReferences") or [] if obj else []
     if obj is None or not refs:
         return []
+    if not namespace(obj) and any(_namespaced(ref, snapshot) for ref in refs):
+        return []  # upstream never collects such an object: its owner's namespace is unknown
     absent = [ref for ref in refs if _owner(ref, obj, snapshot) is None]
     if not absent:
         return []
@@ -47,7 +60,17 @@ def reconcile_gc(wanted: str, snapshot: Snapshot, now: float) -> list[Write]:
 def _known(ref: Object, snapshot: Snapshot) -> bool:
     """Whether the caches have the objects of an owner's kind."""
     row = BUILTIN.by_kind.get((str(ref.get("apiVersion")), str(ref.get("kind"))))
-    return row is not None and row.kind in snapshot.kinds
+    return (row.kind if row else f"{ref.get('apiVersion')}:{ref.get('kind')}") in snapshot.kinds
+
+
+def _namespaced(ref: Object, snapshot: Snapshot) -> bool:
+    """Whether an owner's kind lives in namespaces. A custom kind that the caches do not know counts as one that does
+    not: its owner is then looked for without a namespace.
+    """
+    row = BUILTIN.by_kind.get((str(ref.get("apiVersion")), str(ref.get("kind"))))
+    if row is None:
+        row = dict(customkinds.followed(snapshot)).get(f"{ref.get('apiVersion')}:{ref.get('kind')}")
+    return row is not None and row.namespaced
 
 
 def _space(ref: Object, obj: Object) -> str:
@@ -65,21 +88,24 @@ def _sought(ref: Object, obj: Object) -> tuple[str, str, str, str]:
 def _owner(ref: Object, obj: Object, snapshot: Snapshot) -> Object | None:
     if not _known(ref, snapshot):
         return None
-    found = snapshot.get(ref["kind"], f"{_space(ref, obj)}/{ref.get('name')}".strip("/"))
-    return found if found is not None and uid(found) == ref.get("uid") else None
+    kind, own = customkinds.name_of(ref, snapshot), str(ref.get("name"))
+    places = (f"{_space(ref, obj)}/{own}".strip("/"), own)  # a custom owner may have no namespace
+    found = (snapshot.get(kind, place) for place in places)
+    return next((one for one in found if one is not None and uid(one) == ref.get("uid")), None)
 
 
 def _lives_elsewhere(ref: Object, obj: Object, snapshot: Snapshot) -> bool:
     """Whether an owner exists in another namespace, where it owns nothing of this one."""
     return _known(ref, snapshot) and any(
-        uid(other) == ref.get("uid") and namespace(other) != namespace(obj) for other in snapshot.list(ref["kind"])
+        uid(other) == ref.get("uid") and namespace(other) != namespace(obj)
+        for other in snapshot.list(customkinds.name_of(ref, snapshot))
     )
 
 
 def _elsewhere(kind: str, obj: Object, ref: Object, now: float) -> Write:
     where = f"{ref.get('apiVersion')}/{ref['kind']}, namespace: {namespace(obj)}, name: {ref.get('name')}"
     text = f'ownerRef [{where}, uid: {ref.get("uid")}] does not exist in namespace "{namespace(obj)}"'
-    about = reference(kind, obj, of(kind).api_version)
+    about = reference(kind.rpartition(":")[2], obj, obj["apiVersion"] if ":" in kind else of(kind).api_version)
     suffix = f"ownerref-{uid(obj)[:8]}"  # one Event for each object
     told = event(about, "OwnerRefInvalidNamespace", text, now, component="garbage-collector-controller", suffix=suffix)
     return Write("create", "Event", namespace(obj), "", told, text)
@@ -96,7 +122,7 @@ def _without(kind: str, obj: Object, refs: list[Object], unless: tuple[tuple[str
 
 def _owned(obj: Object, snapshot: Snapshot) -> Iterator[Object]:
     """Yield every object that names `obj` as an owner."""
-    for kind in KINDS if obj["kind"] not in _NO_OWNERS else ():
+    for kind in tuple(snapshot.kinds) if obj["kind"] not in _NO_OWNERS else ():
         for other in snapshot.list(kind, namespace(obj) or None):
             if _refs(other, obj):
                 yield other
@@ -115,7 +141,9 @@ def _propagate(kind: str, obj: Object, snapshot: Snapshot) -> list[Write]:
     held = obj["metadata"].get("finalizers") or []
     changes: list[Write] = []
     if "orphan" in held:
-        changes = [_without(other["kind"], other, _refs(other, obj)) for other in _owned(obj, snapshot)]
+        changes = [
+            _without(customkinds.name_of(other, snapshot), other, _refs(other, obj)) for other in _owned(obj, snapshot)
+        ]
     elif "foregroundDeletion" in held:
         waiting = list(_owned(obj, snapshot))
         steps = [_end(other, obj, snapshot) for other in waiting if not deleting(other)]
@@ -141,28 +169,31 @@ def _end(other: Object, owner: Object, snapshot: Snapshot) -> Write:
     """What a foreground deletion does with a dependent: one with another owner that stays loses the reference only."""
     others = [ref for ref in other["metadata"]["ownerReferences"] if ref.get("uid") != uid(owner)]
     if any((found := _owner(ref, other, snapshot)) is not None and not deleting(found) for ref in others):
-        return _without(other["kind"], other, _refs(other, owner))
+        return _without(customkinds.name_of(other, snapshot), other, _refs(other, owner))
     options = {"preconditions": {"uid": uid(other)}, "propagationPolicy": "Foreground"}
-    return Write("delete", other["kind"], namespace(other), name(other), options, "its owner is being deleted")
+    kind = customkinds.name_of(other, snapshot)
+    return Write("delete", kind, namespace(other), name(other), options, "its owner is being deleted")
 
 
 def _asked(obj: Object, snapshot: Snapshot) -> Keys:
     """Yield the key of an object whose owners the caches do not know: the end of such an owner makes no event here."""
     refs = obj["metadata"].get("ownerReferences") or []
     if any(not _known(ref, snapshot) for ref in refs):
-        yield _address(obj)
+        yield _address(obj, snapshot)
 
 
 def _dependents(obj: Object, snapshot: Snapshot) -> Keys:
     """Yield the keys of the object, of its owners, and, if the object was just deleted, of its dependents. An owner's
     foreground deletion may wait for this object.
     """
-    yield _address(obj)
+    yield _address(obj, snapshot)
     for ref in obj["metadata"].get("ownerReferences") or []:
-        yield f"{ref.get('kind')}:{namespace(obj)}/{ref.get('name')}"
-    current = snapshot.get(obj["kind"], key(obj))
+        kind = customkinds.name_of(ref, snapshot)
+        places = dict.fromkeys((namespace(obj), "")) if ":" in kind else (_space(ref, obj),)
+        yield from (f"{kind}:{f'{space}/' if space else ''}{ref.get('name')}" for space in places)
+    current = snapshot.get(customkinds.name_of(obj, snapshot), key(obj))
     if current is None or uid(current) != uid(obj):
-        yield from map(_address, _owned(obj, snapshot))
+        yield from (_address(other, snapshot) for other in _owned(obj, snapshot))
 
 
 def reconcile_namespace(wanted: str, snapshot: Snapshot, _now: float) -> list[Write]:
@@ -170,7 +201,8 @@ def reconcile_namespace(wanted: str, snapshot: Snapshot, _now: float) -> list[Wr
     space = snapshot.get("Namespace", wanted)
     if space is None or not deleting(space):
         return []
-    left = [(kind, obj) for kind in KINDS for obj in snapshot.list(kind, wanted)]
+    kinds = (*KINDS, *(kind for kind, row in customkinds.followed(snapshot) if row.namespaced))
+    left = [(kind, obj) for kind in kinds for obj in snapshot.list(kind, wanted)]
     if not left:
         return [Write("finalize", "Namespace", "", wanted, {**space, "spec": {"finalizers": []}}, "empty")]
     return [
@@ -186,11 +218,12 @@ def _its_namespace(obj: Object, snapshot: Snapshot) -> Keys:
 
 
 CONTROLLERS = (
-    Controller("garbagecollector", dict.fromkeys((*KINDS, "Node"), _dependents), reconcile_gc),
-    Controller("ownerlookup", dict.fromkeys(KINDS, _asked), reconcile_gc, resync=_ASK_SECONDS),
+    Controller("garbagecollector", dict.fromkeys(ALL, _dependents), reconcile_gc, custom=_dependents),
+    Controller("ownerlookup", dict.fromkeys(ALL, _asked), reconcile_gc, resync=_ASK_SECONDS, custom=_asked),
     Controller(
         "namespace",
         {"Namespace": lambda obj, _: (name(obj),), **dict.fromkeys(KINDS, _its_namespace)},
         reconcile_namespace,
+        custom=_its_namespace,
     ),
 )

@@ -5,6 +5,7 @@ sends the changes to the API.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ssl
 import time
 from collections.abc import Iterable
@@ -29,6 +30,7 @@ from . import (
     accounts,
     cleanup,
     cronjobs,
+    customkinds,
     daemonsets,
     disruption,
     endpointslices,
@@ -45,6 +47,7 @@ from . import (
 from .base import Controller, Snapshot, Told, Write
 
 log = logs.get("controllers")
+_CUSTOM_SECONDS = 5.0
 _RETRY_FIRST, _RETRY_AWAY, _RETRY_LAST = 0.05, 1.0, 10.0
 
 
@@ -74,7 +77,10 @@ class Driver:
             for r in BUILTIN.stored
             if any(r.kind in c.watches for c in self.controllers.values())
         }
-        self.snapshot = Snapshot({kind: informer.objects for kind, informer in self.informers.items()})
+        self._kinds = {kind: informer.objects for kind, informer in self.informers.items()}
+        self.snapshot = Snapshot(self._kinds)
+        self._custom: dict[str, Resource] = {}  # custom kind -> its row
+        self._defined: dict[str, tuple[str, asyncio.Task[None]]] = {}  # definition -> its kind and its informer's task
         self._queue: dict[tuple[str, str], None] = {}  # ordered set: a key waits at most once
         self._failures: dict[tuple[str, str], int] = {}
         self._wake = asyncio.Event()
@@ -98,18 +104,41 @@ class Driver:
         self._wake.set()
 
     def _on_event(self, kind: str, event: Event) -> None:
+        if kind == customkinds.DEFINITIONS:
+            self._follow(event)
         for controller in self.controllers.values():
-            if kind in controller.watches:
-                for seen in (event.old, event.object):
-                    if seen is not None:
-                        self._touch(controller, kind, seen)
+            for seen in (event.old, event.object):
+                if seen is not None:
+                    self._touch(controller, kind, seen)
+
+    def _follow(self, event: Event) -> None:
+        """Start or end the informer of a definition's kind."""
+        seen = event.object or event.old
+        if seen is None or not any(controller.custom for controller in self.controllers.values()):
+            return
+        own = object_key(seen)
+        row = customkinds.row_of(seen) if event.type != "DELETED" else None
+        kind = customkinds.kind_of(row) if row else ""
+        before, task = self._defined.get(own, ("", None))
+        if kind == before and self._custom.get(kind) == row:
+            return
+        if task is not None:
+            task.cancel()
+            del self._defined[own], self._custom[before], self.informers[before], self._kinds[before]
+        if row is not None and kind not in self._custom:
+            informer = Informer(self.api, row.path(), on_event=partial(self._on_event, kind))
+            self._custom[kind], self.informers[kind], self._kinds[kind] = row, informer, informer.objects
+            self._defined[own] = kind, asyncio.get_running_loop().create_task(informer.run())
 
     def _touch(self, controller: Controller, kind: str, obj: Object) -> None:
         """Queue the keys that an event on `obj` touches. If one controller cannot map a malformed object, the other
         controllers still get the event.
         """
+        mapper = controller.custom if kind in self._custom else controller.watches.get(kind)
+        if mapper is None:
+            return
         try:
-            for key in controller.watches[kind](obj, self.snapshot):
+            for key in mapper(obj, self.snapshot):
                 self._enqueue(controller.name, key)
         except Exception as err:
             log.error(
@@ -151,7 +180,7 @@ class Driver:
         if change.verb == "create" and change.kind == "Event" and not change.obj["metadata"].get("name"):
             self.recorder.tell(change.obj)
             return
-        resource = of(change.kind)
+        resource = self._custom.get(change.kind) or of(change.kind)
         path = resource.path(change.namespace, change.name)
         if change.verb == "create":
             answer = await self.api.create(resource.path(change.namespace), change.obj)
@@ -191,7 +220,7 @@ class Driver:
         informer = self.informers.get(change.kind)
         if informer is None:
             return  # no controller reads objects of this kind
-        if answer.get("kind") == change.kind and change.verb != "finalize":
+        if answer.get("kind") == change.kind.rpartition(":")[2] and change.verb != "finalize":
             if event := informer.reflector.wrote(answer):
                 self._on_event(change.kind, event)
         elif answer.get("kind") == "Status":
@@ -228,18 +257,34 @@ class Driver:
     async def _resync(self, controller: Controller) -> None:
         while True:
             await asyncio.sleep(controller.resync)
-            for kind in controller.watches:
+            for kind in (*controller.watches, *(self._custom if controller.custom else ())):
                 for obj in self.snapshot.list(kind):
                     self._touch(controller, kind, obj)
 
+    async def _custom_synced(self) -> None:
+        """Wait for custom kinds, a short time: a definition whose objects cannot be read stops nobody."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_CUSTOM_SECONDS):
+                for kind in tuple(self._custom):
+                    if informer := self.informers.get(kind):
+                        await informer.synced.wait()
+
     async def run(self) -> None:
         """Run forever. Reconcile nothing before every informer has its first full list."""
+        try:
+            await self._run()
+        finally:
+            for _, task in self._defined.values():
+                task.cancel()
+
+    async def _run(self) -> None:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.recorder.run())
             for informer in self.informers.values():
                 tasks.create_task(informer.run())
-            for informer in self.informers.values():
+            for informer in tuple(self.informers.values()):
                 await informer.synced.wait()
+            await self._custom_synced()
             for controller in self.controllers.values():
                 if controller.resync:
                     tasks.create_task(self._resync(controller))

@@ -10,6 +10,7 @@ from podwire_base.kube.meta import Object, name, namespace
 from podwire_base.kube.registry import BUILTIN
 
 from .. import quota
+from . import customkinds
 from .base import Controller, Keys, Snapshot, Write, itself
 
 KINDS = {r.kind: r for r in BUILTIN.stored if r.namespaced}
@@ -24,6 +25,10 @@ def used(found: Object, snapshot: Snapshot) -> dict[str, str]:
                 for limit, value in quota.usage(row.group, row.plural, obj).items():
                     if limit in total:
                         total[limit] += value
+    for kind, row in customkinds.followed(snapshot):
+        limit = f"count/{row.qualified}"
+        if limit in total and row.namespaced and quota.counts(found, row.group, row.plural, {}):
+            total[limit] = Fraction(sum(1 for _ in snapshot.list(kind, namespace(found))))
     return {limit: quota.text(value, limit) for limit, value in total.items()}
 
 
@@ -40,5 +45,5 @@ def _counted_later(_obj: Object, _snapshot: Snapshot) -> Keys:
     return ()  # the API server counts what comes and goes
 
 
-_WATCHES = {**dict.fromkeys(KINDS, _counted_later), "ResourceQuota": itself}
-CONTROLLERS = (Controller("resourcequota", _WATCHES, reconcile),)
+_WATCHES = {**dict.fromkeys((*KINDS, customkinds.DEFINITIONS), _counted_later), "ResourceQuota": itself}
+CONTROLLERS = (Controller("resourcequota", _WATCHES, reconcile, custom=_counted_later),)
