@@ -53,6 +53,52 @@ def test_what_the_demo_proves(lab: DemoLab, check: Check) -> None:
     assert not [f"{r.sent} from {r.source}: {r.back} {r.detail}" for r in rows if not r.ok]
 
 
+# ---- the API from inside a pod
+
+ASK = """
+import json, os, ssl, urllib.error, urllib.request
+base = "/var/run/secrets/kubernetes.io/serviceaccount/"
+token, space = (open(base + name).read() for name in ("token", "namespace"))
+url = "https://%(KUBERNETES_SERVICE_HOST)s:%(KUBERNETES_SERVICE_PORT)s" % os.environ
+body = {"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"}
+asked = urllib.request.Request(
+    url + "/apis/authentication.k8s.io/v1/selfsubjectreviews",
+    json.dumps(body).encode(),
+    {"Authorization": "Bearer " + token, "Content-Type": "application/json"},
+)
+trust = ssl.create_default_context(cafile=base + "ca.crt")
+with urllib.request.urlopen(asked, context=trust) as answer:
+    found = json.load(answer)["status"]["userInfo"]
+refused = []
+for path in ("/api/v1/namespaces/" + space + "/secrets", "/api/v1/nodes"):
+    try:
+        asked = urllib.request.Request(url + path, headers={"Authorization": "Bearer " + token})
+        urllib.request.urlopen(asked, context=trust)
+    except urllib.error.HTTPError as err:
+        refused.append(err.code)
+print(json.dumps([space, found["username"], found["extra"]["authentication.kubernetes.io/pod-name"], refused]))
+"""
+
+
+def test_a_pod_is_known_to_the_api_by_its_service_account(lab: DemoLab) -> None:
+    """As every in-cluster client does: the token, ca.crt and namespace of the mounted volume, and two variables. The
+    name of the Service has an answer too, and no right comes with the token alone.
+    """
+    pod = lab.pods("client")[0]
+    container = lab.get("Pod", pod.name)["spec"]["containers"][0]["name"]
+    python = os.path.realpath(sys.executable)
+    process = pod.main_process(container)
+    assert process is not None
+    own = Path(f"/proc/{process.pid}/environ").read_text().split("\0")
+    where = [one for one in own if one.startswith("KUBERNETES_SERVICE_")]
+    raw = lab.in_pod(pod, container, "env", *where, python, "-IS", "-c", ASK)
+    assert raw.startswith("["), raw
+    told = json.loads(raw)
+    assert told == ["default", "system:serviceaccount:default:default", [pod.name], [403, 403]]
+    mounted = "/var/run/secrets/kubernetes.io/serviceaccount/token"
+    assert "Read-only file system" in lab.in_pod(pod, container, "sh", "-c", f"echo x > {mounted}")
+
+
 # ---- packets, examined with scapy
 
 

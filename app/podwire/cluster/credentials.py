@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import secrets
+from collections.abc import Collection
 from pathlib import Path
 
 from podwire_base.role import files
@@ -57,12 +58,13 @@ def make(config: ClusterConfig) -> None:
         token = secrets.token_urlsafe(32)
         _private(data / "tokens.json", json.dumps({token: {"name": "admin", "groups": [auth.ADMINS]}}))
     inside = f"https://{config.gateway}:6443"
-    rows = [(config.kubeconfig, outside(config), "admin", auth.ADMINS)]
-    rows += [(data / "controllers.kubeconfig", outside(config), "system:kube-controller-manager", auth.ADMINS)]
-    rows += [(config.node_dir(n) / "kubeconfig", inside, f"system:node:{n}", auth.NODES) for n in config.node_names()]
-    for path, server_url, user, group in rows:
+    rows = [(config.kubeconfig, outside(config), "admin", [auth.ADMINS])]
+    rows += [(config.node_dir(n) / "kubeconfig", inside, f"system:node:{n}", [auth.NODES]) for n in config.node_names()]
+    for path, server_url, user, groups in rows:
         if not path.exists():
-            _private(path, _kubeconfig(config, ca, server_url, user, group))
+            _private(path, _kubeconfig(config, ca, server_url, user, groups))
+    if not pki.acts_as(controllers := data / "controllers.kubeconfig", auth.CONTROLLERS, ()):
+        _private(controllers, _kubeconfig(config, ca, outside(config), auth.CONTROLLERS, ()))
 
 
 def outside(config: ClusterConfig) -> str:
@@ -70,13 +72,15 @@ def outside(config: ClusterConfig) -> str:
     return f"https://127.0.0.1:{config.api_port}"
 
 
-def _kubeconfig(config: ClusterConfig, ca: pki.Authority, server: str, user: str, group: str, context: str = "") -> str:
+def _kubeconfig(
+    config: ClusterConfig, ca: pki.Authority, server: str, user: str, groups: Collection[str], context: str = ""
+) -> str:
     entry = f"{config.context}-{user}"
-    pair = ca.client(user, [group])
+    pair = ca.client(user, groups)
     return pki.kubeconfig(config.context, server, ca.certificate, entry, pair, context or config.context)
 
 
 def for_user(config: ClusterConfig, user: str, role: str) -> str:
     """Return the text of a kubeconfig for a new user. role: a key of GROUPS. Raises Damaged."""
     context = f"{config.context}-{user}"
-    return _kubeconfig(config, authority(config), outside(config), user, GROUPS[role], context)
+    return _kubeconfig(config, authority(config), outside(config), user, [GROUPS[role]], context)

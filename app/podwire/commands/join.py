@@ -58,7 +58,8 @@ def write_credentials(
     Returns False, without a change, if they exist already for these addresses.
     """
     api, stamp = data / "api", json.dumps([address, port, *more, asdict(addresses)])
-    if (api / "made-for.json").exists() and (api / "made-for.json").read_text() == stamp:
+    known = (api / "made-for.json").exists() and (api / "made-for.json").read_text() == stamp
+    if known and pki.acts_as(api / "controllers.kubeconfig", auth.CONTROLLERS, ()):
         return False
     api.mkdir(mode=0o700, parents=True, exist_ok=True)
     if (api / "ca-key.pem").exists():
@@ -80,14 +81,14 @@ def write_credentials(
     pki.write_private(api / "server.pem", server.certificate)
     pki.write_private(api / "server-key.pem", server.key)
     pki.write_private(api / "cluster.json", json.dumps(asdict(addresses)))
-    for path, where, user in (
-        (data / "admin.kubeconfig", url_host(address), "admin"),
-        (api / "controllers.kubeconfig", "127.0.0.1", "system:kube-controller-manager"),
+    for path, where, user, groups in (
+        (data / "admin.kubeconfig", url_host(address), "admin", (auth.ADMINS,)),
+        (api / "controllers.kubeconfig", "127.0.0.1", auth.CONTROLLERS, ()),
     ):
         pki.write_private(
             path,
             pki.kubeconfig(
-                "podwire", f"https://{where}:{port}", authority.certificate, user, authority.client(user, [auth.ADMINS])
+                "podwire", f"https://{where}:{port}", authority.certificate, user, authority.client(user, groups)
             ),
         )
     pki.write_private(api / "made-for.json", stamp)

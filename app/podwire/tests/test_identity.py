@@ -182,7 +182,7 @@ def test_a_revocation_ends_open_connections(machine: tuple[Path, int, Path]) -> 
             if kind == "idle":
                 answer.read()
             links[own, kind] = (link, answer)
-    refused = revoke(data, port, "bad", user="api/controllers.kubeconfig")
+    refused = revoke(data, port, "bad", user="admin.kubeconfig")
     assert refused.exit_code == 0 and joining.present(kubeconfig(tmp)).serial in refused.output
     end = time.monotonic() + patient(1)
     with pytest.raises((OSError, http.client.HTTPException)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import socket
 import ssl
 import subprocess
@@ -17,7 +18,7 @@ import pytest
 from click.testing import CliRunner, Result
 from cryptography import x509
 
-from podwire import bootstrapping, joining
+from podwire import joining
 from podwire.deploy import plan
 from podwire.main import cli
 from podwire_base.kube.client import config as client_config
@@ -124,16 +125,19 @@ def test_a_machine_joins(made: tuple[Path, int], tmp_path: Path) -> None:
 def test_a_machine_joins_by_a_bootstrap_token(made: tuple[Path, int], tmp_path: Path) -> None:
     """Kubernetes' own way: cluster-info signed with the token, then a CertificateSigningRequest."""
     data, port = made
-    admin = data / "admin.kubeconfig"
-    here = tmp_path / "admin.kubeconfig"
-    here.write_text(admin.read_text().replace("192.0.2.1", "127.0.0.1"))
+    here = tmp_path / "data"  # as the command finds it, with an address that this machine has
+    (here / "api").mkdir(parents=True)
+    for file in ("admin.kubeconfig", "api/made-for.json"):
+        (here / file).write_text((data / file).read_text().replace("192.0.2.1", "127.0.0.1"))
 
     def token(node: str = "") -> str:
-        async def body() -> str:
-            async with ApiClient(client_config.load(here)) as api:
-                return await bootstrapping.make(api, node, 1.0)
-
-        return run(body())
+        asked = CliRunner().invoke(cli, ["token", *([node] if node else []), "--bootstrap", "--data-dir", str(here)])
+        assert asked.exit_code == 0, asked.output
+        words = asked.output.split()
+        assert words[:2] == ["podwire", "join"] and words[3] == "--token", "the whole command for the new machine"
+        assert words[5:] == (["--node-name", node, "--again"] if node else [])
+        assert re.fullmatch(r"[a-z0-9]{6}\.[a-z0-9]{16}", words[4])
+        return words[4]
 
     first = token()
     done = join(tmp_path / "b1", port, "--node-name", "b1", token=first)

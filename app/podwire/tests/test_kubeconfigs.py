@@ -118,6 +118,21 @@ def test_names_of_two_clusters_do_not_meet(clusters: Path) -> None:
     assert names == [{"podwire", "podwire-admin"}, {"podwire-dev", "podwire-dev-admin"}]
 
 
+def test_the_controllers_of_an_earlier_cluster_get_their_own_user(clusters: Path) -> None:
+    """They were of the group system:masters. Other kubeconfigs stay as they are."""
+    made = ClusterConfig(name="dev", nodes=1, api_port=1001)
+    admin, controllers = made.kubeconfig.read_text(), made.run_dir / "api/controllers.kubeconfig"
+    assert pki.acts_as(controllers, "system:kube-controller-manager", [])
+    shutil.copyfile(made.kubeconfig, controllers)
+    assert pki.acts_as(controllers, "admin", ["system:masters"])
+    credentials.make(made)
+    assert pki.acts_as(controllers, "system:kube-controller-manager", [])
+    assert made.kubeconfig.read_text() == admin
+    controllers.write_text("no kubeconfig")
+    credentials.make(made)
+    assert pki.acts_as(controllers, "system:kube-controller-manager", [])
+
+
 def test_name_chooses_a_cluster_on_every_command(clusters: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for words in (("get", "pods"), ("status",), ("apply", "-f", str(put(clusters.parent / "x.yaml", POD)))):
         assert "127.0.0.1:1001" in command(*words, "--name", "dev")[1], words

@@ -14,6 +14,7 @@ from typing import Any
 
 from ..rbac.rules import Attributes
 
+CONTROLLERS = "system:kube-controller-manager"  # the user of the controllers; its rights are default roles
 ADMINS, NODES, READERS = "system:masters", "system:nodes", "podwire:readers"
 NODE_USER = "system:node:"
 AUTHENTICATED, UNAUTHENTICATED = "system:authenticated", "system:unauthenticated"

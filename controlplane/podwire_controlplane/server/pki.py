@@ -290,3 +290,13 @@ def kubeconfig(cluster: str, server: str, ca: str, user: str, pair: Pair, contex
         },
         sort_keys=False,
     )
+
+
+def acts_as(path: Path, user: str, groups: Iterable[str]) -> bool:
+    """Whether a kubeconfig of `kubeconfig` is there, and its certificate is that of this user and these groups."""
+    try:
+        raw = yaml.safe_load(path.read_text())["users"][0]["user"]["client-certificate-data"]
+        subject = x509.load_pem_x509_certificate(base64.b64decode(raw)).subject
+    except (OSError, ValueError, TypeError, LookupError, yaml.YAMLError):
+        return False
+    return subject == _user(user, groups)

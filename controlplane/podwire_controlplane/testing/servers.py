@@ -37,6 +37,7 @@ AUTHORITY = pki.Authority()
 TOKENS = {
     "admin-token": auth.User("admin", frozenset({auth.ADMINS})),
     "node-token": auth.User("system:node:n1", frozenset({auth.NODES})),
+    "controllers-token": auth.User(auth.CONTROLLERS, frozenset({"system:authenticated"})),
     "reader-token": auth.User("reader", frozenset({auth.READERS})),
     "nobody-token": auth.User("nobody", frozenset()),
 }

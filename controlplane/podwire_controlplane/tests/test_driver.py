@@ -73,7 +73,7 @@ class Cluster:
 def in_cluster(work: Callable[[Cluster], Awaitable[None]], *more: Controller) -> None:
     async def body() -> None:
         server = await asyncio.to_thread(Server().__enter__)
-        async with ApiClient(server.config()) as api:
+        async with ApiClient(server.config()) as api, ApiClient(server.config("controllers-token")) as own_rights:
             rows = (
                 *more,
                 *endpointslices.CONTROLLERS,
@@ -81,7 +81,7 @@ def in_cluster(work: Callable[[Cluster], Awaitable[None]], *more: Controller) ->
                 *cleanup.CONTROLLERS,
                 *nodes.controllers("10.244.0.0/16", 24),
             )
-            task = asyncio.create_task(Driver(api, rows).run())
+            task = asyncio.create_task(Driver(own_rights, rows).run())
             for own in ("n1", "n2", "n3"):
                 await api.create("/api/v1/nodes", node(own))
                 await api.patch(
