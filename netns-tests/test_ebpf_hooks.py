@@ -9,11 +9,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import select
 import socket
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,6 +27,8 @@ from lab.patience import patient
 from lab.serviceworld import SILENCE, V6, World, ask
 from podwire_base.kernel.bpf import elf
 from podwire_base.kube import meta
+from podwire_base.role import files, podspaces
+from podwire_base.role.podspaces import PodSpace
 from podwire_proxy import backends
 from podwire_proxy.backend import Live, families
 from podwire_proxy.convert import RESET_ANNOTATION
@@ -310,6 +314,32 @@ def test_a_restart_writes_nothing_and_keeps_the_clients(world: World) -> None:
         assert proxier.sync(tracker.dataplane, None).operations == 0
         known = proxier.kernel.hooks.clients()  # type: ignore[attr-defined]  # of this backend's kernel
         assert known >= set(hookworld.clients(world))
+
+
+def test_a_pod_that_comes_is_served_when_pod_wiring_has_named_it(world: World, tmp_path: Path) -> None:
+    """No timer takes part: the proxy hears of the file. A pod that went is no client any more."""
+
+    def tell(*ips: str) -> None:
+        at = [(world.pods[ip].fd, os.fstat(world.pods[ip].fd), ip) for ip in ips]
+        found = [PodSpace(seen.st_dev, seen.st_ino, f"/proc/self/fd/{fd}", (ip, V6[ip])) for fd, seen, ip in at]
+        files.write(podspaces.path(tmp_path), podspaces.encode(found))
+
+    tell()
+    one = scenario(s.POD_B)
+    tracker = one.tracker()
+    tracker.flush()
+    proxier = Proxier(replace(hookworld.backend(world), run_dir=str(tmp_path)), one.node, world.node.fd)
+    with contextlib.closing(proxier):
+        proxier.sync(tracker.dataplane, None)
+        proxier.sweep()
+        (heard,) = [one for one in proxier.watch() if isinstance(one, kernel.Arrivals)]
+        for number, ips in enumerate([(s.POD_A, s.POD_B), (s.POD_B,), (s.POD_A,)]):
+            tell(*ips)
+            assert select.select([heard.fileno()], [], [], 0)[0], "at once"
+            assert heard.changed() is False
+            before = to(counted(world)).get(s.POD_B, 0)
+            assert ask(world.client(s.POD_A), s.VIP, s.PORT).result == "ok"
+            assert to(counted(world))[s.POD_B] == before + (s.POD_A in ips), number
 
 
 def test_pins_are_roots_alone_and_cleanup_removes_hooks(world: World) -> None:

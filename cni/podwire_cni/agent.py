@@ -27,7 +27,7 @@ from podwire_base.kube.client.informer import Informer
 from podwire_base.kube.client.reflector import Event
 from podwire_base.kube.errors import ApiError
 from podwire_base.kube.meta import Object
-from podwire_base.role import asking, beat, files, hostports, layout, logs, podspaces
+from podwire_base.role import asking, beat, layout, logs
 from podwire_base.role.counts import Counts
 from podwire_base.role.run import main, stop_event
 from podwire_base.role.status import RoleStatus
@@ -60,6 +60,7 @@ from .nodetable import OtherNet
 from .overlay import Encapsulation
 from .plan import NodeNet
 from .podcare import PodCare
+from .publishing import Publisher
 from .tablesets import TABLE
 from .tunneltable import Sources, TunnelRules
 from .types import BRIDGE, IPAddress, RangeSet
@@ -157,6 +158,7 @@ class Agent:
             networks=self.networks,
             asker=asking.Asker(config.run_dir),
         )
+        self.publisher = Publisher(config.run_dir, self.plugin)
         self.care = PodCare(self.plugin, config.node_name, config.sockets)
         on_machine = config.host_managers and managerfiles.on_the_machine()
         self.managers = managerfiles.Managers(config.uplink) if on_machine else None
@@ -165,7 +167,6 @@ class Agent:
         self._near: frozenset[IPAddress] = frozenset()
         self._cluster: routes.Cluster | None = None
         self._refused: list[str] = []
-        self._published: dict[Path, str] = {}  # the text of each file
         self._young = hostlocal.Young()
         self._nodes: set[str] = set()
         self.on_nodes: Callable[[], None] = lambda: None  # is called when a Node came or went
@@ -221,25 +222,9 @@ class Agent:
         if known == self._facts:  # nothing that the API asks for
             self.mendings.tell([*changes, *done])
         self._waits = bool(refused or not cidrs or self._young.since or self.care.pending)
-        self._publish()
+        self.publisher.write()
         self._report(wires, refused)
         return not refused
-
-    def _publish(self) -> None:
-        """Write for the Service proxy the pods' hostPorts, of which it tells the pods whose hostPort a Service has, and
-        the pods' namespaces, whose sockets the hooks of its backend ebpf serve.
-        """
-        for path, text in (
-            (hostports.path(self.config.run_dir), hostports.encode(self.plugin.host_ports())),
-            (podspaces.path(self.config.run_dir), podspaces.encode(self.plugin.pod_spaces())),
-        ):
-            if text == self._published.get(path):
-                continue
-            try:
-                files.write(path, text)
-                self._published[path] = text
-            except OSError as err:
-                log.warn("what the Service proxy reads could not be written", file=str(path), error=str(err))
 
     def _networks_changed(self, nets: tuple[OtherNet, ...]) -> None:
         self.firewall.others(nets)
@@ -516,7 +501,11 @@ def run(config: WiringConfig) -> None:
             agent.restore()
         except Exception as err:  # if the state cannot be restored, `sync` makes it when the Node is known
             log.warn("cannot restore the last state", error=str(err))
-        listener = Listener(config.socket, agent.plugin, kernel.node_fd, known_netns(config.no_pods))
+        agent.publisher.start()
+        stack.callback(agent.publisher.close)
+        listener = Listener(
+            config.socket, agent.plugin, kernel.node_fd, known_netns(config.no_pods), agent.publisher.changed
+        )
         stack.callback(listener.close)
         agent.on_nodes = lambda: listener.knows(known_netns(config.no_pods))
         agent.status.update(ready=agent.node is not None, message="starting", reason="Starting")

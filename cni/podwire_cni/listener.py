@@ -13,7 +13,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from podwire_base.role import bugs, logs, unixsocket
@@ -34,12 +34,19 @@ WORKERS = 8  # the kernel changes links for one process at a time, so more threa
 
 class Listener:
     """Serves `plugin` on the unix socket `path`, from the constructor's call until `close`. Only root may connect.
-    no_pods: the network namespaces that are no pod's (id -> path).
+    no_pods: the network namespaces that are no pod's (id -> path). changed: is called when a call has been
+    answered; pods may have come or gone.
     """
 
     def __init__(
-        self, path: Path, plugin: Plugin, node_fd: int, no_pods: Mapping[tuple[int, int], str] | None = None
+        self,
+        path: Path,
+        plugin: Plugin,
+        node_fd: int,
+        no_pods: Mapping[tuple[int, int], str] | None = None,
+        changed: Callable[[], None] = lambda: None,
     ) -> None:
+        self._changed = changed
         self.path, self.plugin, self._node, self._no_pods = path, plugin, netns_id(node_fd), no_pods or {}
         self._sock = unixsocket.listen(path, 1024)
         self._inode = path.stat().st_ino
@@ -98,6 +105,7 @@ class Listener:
             log.warn("a call broke off", error=str(err) or type(err).__name__)
         else:
             _log(reply, time.monotonic() - began)
+        self._changed()
 
     def _answer(self, caller: Caller) -> Reply:
         request = caller.request

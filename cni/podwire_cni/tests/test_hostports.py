@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 from podwire_base.role import hostports
 from podwire_base.role.hostports import HostPort
-from podwire_cni.agent import Agent
+from podwire_cni.publishing import Publisher
 
 from .test_verbs import Host
 
@@ -41,11 +40,11 @@ def test_the_hostports_of_all_pods_with_the_pods_names() -> None:
 
 def test_the_file_is_written_when_it_would_differ(tmp_path: Path) -> None:
     host = Host()
-    agent = cast(Agent, SimpleNamespace(plugin=host.plugin, config=SimpleNamespace(run_dir=tmp_path), _published={}))
+    publisher = Publisher(tmp_path, host.plugin)
     file = hostports.path(tmp_path)
 
     def publish() -> tuple[HostPort, ...]:
-        Agent._publish(agent)
+        publisher.write()
         return hostports.decode(file.read_text()) if file.exists() else ()
 
     assert (publish(), file.exists()) == ((), True), "what an agent before this one wrote does not count"
@@ -59,7 +58,9 @@ def test_the_file_is_written_when_it_would_differ(tmp_path: Path) -> None:
 
 def test_a_full_disk_does_not_stop_the_agent(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("not a directory")
-    config = SimpleNamespace(run_dir=tmp_path / "run")
-    agent = cast(Agent, SimpleNamespace(plugin=Host().plugin, config=config, _published={}))
-    Agent._publish(agent)
-    assert agent._published == {}, "tried again"
+    host = Host()
+    publisher = Publisher(tmp_path / "run", host.plugin)
+    publisher.write()
+    (tmp_path / "run").unlink()
+    publisher.write()
+    assert hostports.path(tmp_path / "run").exists(), "tried again"

@@ -13,10 +13,11 @@ from pathlib import Path
 
 from podwire_base import native as built
 from podwire_base.kernel.bpf import elf
+from podwire_base.kernel.inotify import FileWatch
 from podwire_base.kernel.ip import FAMILIES, Family
 from podwire_base.kernel.nft import socket as nft_socket
 from podwire_base.kernel.reasons import Reason
-from podwire_base.role import hostports, logs
+from podwire_base.role import hostports, logs, podspaces
 from podwire_base.role.counts import Counts
 from podwire_base.role.features import BPF_SOCKET_HOOKS, BPF_TCX, explain, judge
 from podwire_base.role.features import Kernel as Host
@@ -108,6 +109,23 @@ class Policies:
 
     def close(self) -> None:
         self._commits.close()
+
+
+class Arrivals:
+    """Hears of pods that come and go, from the files that pod wiring writes. Implements backend.Watch."""
+
+    def __init__(self, run_dir: Path, look: Callable[[], bool]) -> None:
+        names = hostports.path(run_dir).name, podspaces.path(run_dir).name
+        self._files, self._look = FileWatch(run_dir, names), look
+
+    def fileno(self) -> int:
+        return self._files.fileno()
+
+    def changed(self) -> bool:
+        return self._files.changed() and self._look()
+
+    def close(self) -> None:
+        self._files.close()
 
 
 class Kernel:
@@ -239,6 +257,10 @@ class Kernel:
         if self.bypass is not None:
             found.append(Policies(self.bypass, self._ns_fd))
             self.bypass.judge()  # a policy may have come before this watch
+        try:
+            found.append(Arrivals(self._run_dir, self._look))
+        except OSError as err:
+            log.debug("new pods are seen within a second, not at once", error=str(err))
         return [*found, Timer(self._look)]
 
     def _look(self) -> bool:
