@@ -78,6 +78,14 @@ class Claims(Protocol):
         ...
 
 
+def taken_by(value: str | int, holder: str) -> str:
+    """Return why a value cannot be had, in kube-apiserver's words, which clients look for, and with the holder."""
+    by = f"taken by {'Service ' if '/' in holder else ''}{holder}; choose another or leave it empty"
+    if isinstance(value, int):
+        return f"Invalid value: {value}: provided port is already allocated: {by}"
+    return f'Invalid value: ["{value}"]: failed to allocate IP {value}: provided IP is already allocated: {by}'
+
+
 @asynccontextmanager
 async def holding(claims: Claims, obj: Object, before: Object | None, *, dry_run: bool) -> AsyncIterator[Taken]:
     """Hold the claims of an object while it is written. After an error whose outcome is known they are given back.
@@ -247,8 +255,7 @@ class ServiceClaims:
             done.add(own)
             why = self.allocator.outside(own)
             if not why and (holder := await self._try(own, service, taken)):
-                kind = "Service " if "/" in holder else ""
-                why = f"{own} is taken by {kind}{holder}; choose another or leave it empty"
+                why = taken_by(own, holder)
             if why:
                 causes.append(Cause(where, why))
         return causes

@@ -389,3 +389,35 @@ def test_what_no_header_can_say_is_left_out(server: Server) -> None:
             assert answer.headers.get_all("Warning") == ['299 - "unknown field \\"other\\""']
             assert "X-Evil" not in answer.headers
             assert (answer.headers["Audit-Id"] == "mine") == (more["Audit-Id"] == "mine")
+
+
+def test_a_second_service_with_an_address_or_port_is_refused_in_upstreams_words() -> None:
+    """kubeadm and Helm tell such a refusal by its code and its words."""
+    path = "/api/v1/namespaces/default/services"
+
+    def body(own: str, **port: int) -> Object:
+        spec = {"type": "NodePort", "ports": [{"port": 80, **port}]} if port else {"ports": [{"port": 80}]}
+        return {"metadata": {"name": own}, "spec": spec}
+
+    with Server() as server:
+        first = body("a")
+        first["spec"]["clusterIP"] = "10.96.0.77"
+        server.good("POST", path, first)
+        code, answer = server.ask("POST", path, {**first, "metadata": {"name": "b"}})
+        assert (code, answer["reason"]) == (422, "Invalid")
+        assert answer["message"] == (
+            'Service "b" is invalid: spec.clusterIPs: Invalid value: ["10.96.0.77"]: failed to allocate IP 10.96.0.77: '
+            "provided IP is already allocated: taken by Service default/a; choose another or leave it empty"
+        )
+        assert [(c["field"], c["reason"]) for c in answer["details"]["causes"]] == [
+            ("spec.clusterIPs", "FieldValueInvalid")
+        ]
+        server.good("POST", path, body("c", nodePort=30077))
+        code, answer = server.ask("POST", path, body("d", nodePort=30077))
+        assert code == 422
+        told = (
+            "spec.ports[0].nodePort: Invalid value: 30077: provided port is already allocated: taken by Service default"
+        )
+        assert told in answer["message"]
+        server.good("DELETE", f"{path}/a")
+        server.good("POST", path, {**first, "metadata": {"name": "b"}})
