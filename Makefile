@@ -6,7 +6,7 @@ NATIVE := $(wildcard tools/kubeschema/*.py tools/nativebuild/*.py dns/podwire_dn
 
 # command:package - what is used, and the Debian package that has it
 TOOLS      := ip:iproute2 nsenter:util-linux curl:curl dig:bind9-dnsutils nft:nftables
-TEST_TOOLS := mmdebstrap:mmdebstrap conntrack:conntrack strace:strace iptables-legacy-restore:iptables ps:procps sudo:sudo
+TEST_TOOLS := mmdebstrap:mmdebstrap conntrack:conntrack strace:strace iptables-legacy-restore:iptables ps:procps sudo:sudo chromium:chromium
 
 DATAPLANES := podwire
 

@@ -7,6 +7,10 @@ import os
 import signal
 import socket
 import stat
+import subprocess
+import sys
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -196,3 +200,45 @@ def test_counters_and_times_are_on_in_the_nodes_and_written_down(lab: DemoLab) -
     for node in lab.config.node_names():
         found = json.loads((lab.config.node_dir(node) / "observe-sysctls.json").read_text())
         assert found == {"nf_conntrack_acct": "0", "nf_conntrack_timestamp": "0"}
+
+
+class Asked:
+    """`podwire ui` as it runs, and what its page asks for."""
+
+    def __init__(self, address: str) -> None:
+        self.url, _, self.key = address.partition("#")
+
+    def get(self, path: str, key: str = "") -> dict[str, Any]:
+        headers = {"Authorization": f"Bearer {key or self.key}"}
+        with urllib.request.urlopen(urllib.request.Request(self.url + path, headers=headers), timeout=60) as answer:
+            found: dict[str, Any] = json.load(answer)
+            return found
+
+
+def failing(asked: Asked, verdict: str, to: str) -> list[dict[str, Any]]:
+    return [one for one in asked.get("api/at?ago=0")["pairs"] if one["verdict"] == verdict and one["to"] == to]
+
+
+def test_the_page_shows_a_breakage_and_explains_it(lab: DemoLab) -> None:
+    first, _, _ = pods(lab)
+    command = [sys.executable, "-m", "podwire.main", "ui", "--kubeconfig", str(lab.config.kubeconfig)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+        try:
+            assert child.stdout is not None
+            asked = Asked(child.stdout.readline().strip())
+            stream = urllib.request.Request(asked.url + "api/stream", headers={"Authorization": f"Bearer {asked.key}"})
+            with urllib.request.urlopen(stream, timeout=30) as lines:
+                snapshot = json.loads(lines.readline().removeprefix(b"data: "))
+            assert [one["bad"] for one in snapshot["nodes"]] == ["", ""] and snapshot["notes"] == []
+            rows = {row["id"]: row["pods"] for space in snapshot["spaces"] for row in space["rows"]}
+            assert sum(ready for ready, _ in rows["service default/my-loadbalancer"]) == 4
+            send(first, free_port(first), lab.cluster_ip("my-loadbalancer"), 81, b"x")  # no such port
+            (one,) = wait_for(lambda: failing(asked, "refused", "unknown"), 15)
+            told = asked.get(f"api/explain?pair={one['id']}")
+            assert any(line.startswith("verdict") and "reject" in line for line in told["lines"]), told
+            assert f"default/{first.name}" in told["commands"][0] and told["commands"][1].startswith("podwire flows -f")
+            with pytest.raises(urllib.error.HTTPError, match="401"):
+                asked.get("api/at?ago=0", "wrong")
+        finally:
+            child.terminate()
+            assert child.wait(20) == 0

@@ -3,8 +3,9 @@
     {"version": 1, "what": "flows", "last": 20, "since": 0, "until": null, "filters": {...}, "follow": true}
     -> {"head": {...}} {"flow": {...}} ... {"end": true}
 
-With "what": "sums" the rows are {"row": {...}}, by pair. A reader that follows gets {"flow": {...}} as connections open
-and as their verdicts change, {"lost": N} after losses, and {"beat": SECONDS} when nothing else came for a while.
+With "what": "sums" the rows are {"row": {...}}, by pair; with "slots" {"row": {...}, "slot": N}, by ten seconds and
+pair. A reader that follows gets {"flow": {...}} as connections open and as their verdicts change, {"lost": N} after
+losses, and {"beat": SECONDS} when nothing else came for a while.
 """
 
 from __future__ import annotations
@@ -58,8 +59,8 @@ def parse(data: Any) -> Query:
             f"version {data.get('version')!r}: this node answers version {VERSION}; use one version of podwire"
         )
     what = data.get("what", "flows")
-    if what not in ("flows", "sums"):
-        raise BadQuery(f"what: {what!r}: flows or sums")
+    if what not in ("flows", "sums", "slots"):
+        raise BadQuery(f"what: {what!r}: flows, sums or slots")
     try:
         last, until = data.get("last"), data.get("until")
         wanted = Query(
@@ -74,7 +75,7 @@ def parse(data: Any) -> Query:
         raise BadQuery(str(err)) from err
     except (TypeError, ValueError) as err:
         raise BadQuery(f"last, since, until: {err}") from err
-    for name in (*wanted.filters.allow, *wanted.filters.deny) if what == "sums" else ():
+    for name in (*wanted.filters.allow, *wanted.filters.deny) if what != "flows" else ():
         if name in filters.OF_CONNECTIONS:
             raise BadQuery(f"{name}: sums do not have it; leave --by out")
     return wanted
@@ -124,6 +125,13 @@ def sums(fold: Fold, query: Query, now: float) -> Iterator[dict[str, Any]]:
     return rows({pair: one for pair, one in found.items() if query.filters.wants(_as_flow(fold.node, pair))})
 
 
+def slots(fold: Fold, query: Query, now: float) -> Iterator[dict[str, Any]]:
+    """Yields the sums of each ten seconds, and which ones they are: seconds since 1970 // SLOT_SECONDS."""
+    for slot in fold.window.between(query.since, now if query.until is None else query.until):
+        kept = {pair: one for pair, one in slot.pairs.items() if query.filters.wants(_as_flow(fold.node, pair))}
+        yield from ({"slot": slot.number, "row": row} for row in rows(kept))
+
+
 def _as_flow(node: str, pair: Pair) -> Flow:
     return Flow(
         0, node, 0.0, 0.0, pair.protocol, "", 0, "", 0, "", 0,
@@ -136,6 +144,8 @@ def answer(fold: Fold, query: Query, mode: str, now: float) -> Iterator[Mapping[
     yield {"head": head(fold, query, mode, now)}
     if query.what == "sums":
         yield from ({"row": row} for row in sums(fold, query, now))
+    elif query.what == "slots":
+        yield from slots(fold, query, now)
     else:
         yield from ({"flow": flow.to_json()} for flow in flows(fold, query))
     if not query.follow:

@@ -36,6 +36,7 @@ WORDS: dict[str, tuple[tuple[str, ...], str] | None] = {
     "open": (("kubernetes",), "its cluster is not on this machine"),
     "explain": (("node1", "kubernetes:443"), "no pod 'node1'"),
     "flows": ((), "its cluster is not on this machine"),
+    "ui": ((), "its cluster is not on this machine"),
     "nft list": ((), "there is no nftables table of podwire here"),
     "report": (("--file", "{0}/r.tar.gz", "--run-dir", "{0}"), "files; look at it before you publish it"),
     "cleanup": ((), "nothing of the proxy is here"),

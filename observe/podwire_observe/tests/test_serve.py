@@ -72,7 +72,7 @@ def test_questions_and_answers(tmp_path: Path) -> None:
         (b"{", "Expecting property name"),
         (b"[]", "the request is not a JSON object"),
         (b'{"version": 9}', "version 9: this node answers version 1"),
-        (b'{"version": 1, "what": "pods"}', "what: 'pods': flows or sums"),
+        (b'{"version": 1, "what": "pods"}', "what: 'pods': flows, sums or slots"),
         (b'{"version": 1, "last": "x"}', "last, since, until"),
         (b'{"version": 1, "filters": {"allow": {"color": ["red"]}}}', "color: no such filter"),
         (b'{"version": 1, "what": "sums", "filters": {"allow": {"ip": ["10.0.0.1"]}}}', "ip: sums do not have it"),
