@@ -19,10 +19,10 @@ def _always(_obj: Object) -> bool:
 
 
 def claim(
-    kind: str, owner: Object, snapshot: Snapshot, active: Callable[[Object], bool] = _always
+    kind: str, owner: Object, snapshot: Snapshot, active: Callable[[Object], bool] = _always, finalizer: str = ""
 ) -> tuple[list[Object], list[Write]]:
     """Return the objects of `kind` that belong to `owner`, and the writes that adopt and release. active: which objects
-    count.
+    count. finalizer: what an adopted object gets and a released one loses, "" for none.
     """
     selects, held, changes = _selector(owner), list[Object](), list[Write]()
     for obj in snapshot.list(kind, namespace(owner)):
@@ -32,13 +32,15 @@ def claim(
         if not selects(labels(obj)):
             if ref is not None and not deleting(obj):
                 rest = [one for one in obj["metadata"]["ownerReferences"] if one.get("uid") != uid(owner)]
-                changes.append(_owned_by(kind, obj, rest, f"released by {name(owner)}"))
+                left = [one for one in obj["metadata"].get("finalizers") or [] if one != finalizer]
+                changes.append(_owned_by(kind, obj, rest, f"released by {name(owner)}", left if finalizer else None))
             continue
         if ref is None:
             if deleting(obj):
                 continue
             refs = [*(obj["metadata"].get("ownerReferences") or []), owner_reference(owner)]
-            changes.append(_owned_by(kind, obj, refs, f"adopted by {name(owner)}"))
+            more = list(dict.fromkeys([*(obj["metadata"].get("finalizers") or []), finalizer])) if finalizer else None
+            changes.append(_owned_by(kind, obj, refs, f"adopted by {name(owner)}", more))
         held.append(obj)
     return held, changes
 
@@ -49,8 +51,10 @@ def _selector(owner: Object) -> LabelTest:
     return label_selector({"matchLabels": found} if owner.get("kind") == "ReplicationController" else found)
 
 
-def _owned_by(kind: str, obj: Object, refs: list[Object], why: str) -> Write:
+def _owned_by(kind: str, obj: Object, refs: list[Object], why: str, finalizers: list[str] | None = None) -> Write:
     metadata: Object = {"uid": uid(obj), "ownerReferences": refs or None}
+    if finalizers is not None:
+        metadata["finalizers"] = finalizers or None
     if version := obj["metadata"].get("resourceVersion"):
         metadata["resourceVersion"] = version
     return Write("patch", kind, namespace(obj), name(obj), {"metadata": metadata}, why)

@@ -14,7 +14,7 @@ from podwire_base.kube.times import parse_time, timestamp
 from ..rules import cron
 from .base import Controller, Snapshot, Write, again, itself, owner_of, owner_reference
 from .jobs import finished
-from .podmaking import changed_status, number, tells
+from .podmaking import changed_status, number, telling, tells
 
 SCHEDULED = "batch.kubernetes.io/cronjob-scheduled-timestamp"
 _FORMS = {
@@ -185,7 +185,6 @@ def _start(owner: Object, jobs: list[Object], now: float) -> tuple[list[Write], 
     if name(made) in {name(job) for job in jobs}:  # "@every 5s": a Job's name has the minute
         return later, due
     changes.append(Write("create", "Job", namespace(owner), name(made), made, f"at {timestamp(due)}"))
-    changes.append(tells("CronJob", owner, "SuccessfulCreate", f"Created job {name(made)}", now))
     return [*changes, *later], due
 
 
@@ -212,7 +211,7 @@ def reconcile(wanted: str, snapshot: Snapshot, now: float) -> list[Write]:
     if done := [_ended_at(job) for job in jobs if is_true(job, "Complete")]:
         status["lastSuccessfulTime"] = max([*done, before.get("lastSuccessfulTime") or ""])
     # the Job comes first: after a failure between the two writes its name keeps it from being made twice
-    return [*changes, *changed_status("CronJob", owner, status), *told, *_old(owner, jobs)]
+    return telling("CronJob", owner, [*changes, *changed_status("CronJob", owner, status), *told, *_old(owner, jobs)])
 
 
 CONTROLLERS = (Controller("cronjob", {"CronJob": itself, "Job": owner_of("CronJob")}, reconcile),)

@@ -10,8 +10,9 @@ from podwire_base.kube.meta import Object, deleting, key, labels, name
 
 from . import affinity, revisions
 from .base import Controller, Keys, Snapshot, Write, again, itself, owner_of
+from .claiming import claim, claimants
 from .nodes import tolerated
-from .podmaking import REVISION_HASH, available_in, changed_status, creates, deletes, make_pod, number
+from .podmaking import REVISION_HASH, available_in, changed_status, creates, deletes, make_pod, number, telling
 from .workloads import resolve
 
 _TAINT = "node.kubernetes.io/"
@@ -135,11 +136,12 @@ def reconcile(wanted: str, snapshot: Snapshot, now: float) -> list[Write]:
     owner = snapshot.get("DaemonSet", wanted)
     if owner is None or deleting(owner):
         return []
-    digest, pods = revisions.hash_of(owner), list(snapshot.owned("Pod", owner))
+    pods, adopted = claim("Pod", owner, snapshot)
+    digest = revisions.hash_of(owner)
     used = {labels(p).get(REVISION_HASH, "") for p in pods}
     changes = revisions.keep(owner, revisions.of(owner, snapshot), used)
     here, ended = _by_node(pods, digest)
-    changes += ended
+    changes += [*adopted, *ended]
     places: dict[str, _Here] = {}
     misplaced = 0
     for node in sorted(snapshot.list("Node"), key=name):
@@ -157,7 +159,8 @@ def reconcile(wanted: str, snapshot: Snapshot, now: float) -> list[Write]:
     roll = _limits(owner, len(places), now)
     if (owner["spec"].get("updateStrategy") or {}).get("type") != "OnDelete":
         changes += _replace(owner, places, roll, digest)
-    return [*changes, *_status(owner, places, misplaced, roll), *_waits(pods, roll)]
+    changes += [*_status(owner, places, misplaced, roll), *_waits(pods, roll)]
+    return telling("DaemonSet", owner, changes)
 
 
 def _waits(pods: list[Object], roll: _Roll) -> list[Write]:
@@ -193,7 +196,7 @@ CONTROLLERS = (
         "daemonset",
         {
             "DaemonSet": itself,
-            "Pod": owner_of("DaemonSet"),
+            "Pod": claimants("DaemonSet"),
             "ControllerRevision": owner_of("DaemonSet"),
             "Node": _all,
         },

@@ -14,8 +14,9 @@ from podwire_base.kube.meta import Object, annotations_of, controller_of, deleti
 from podwire_base.kube.times import parse_time, timestamp
 from podwire_base.numerals import INT32, decimal
 
-from .base import Controller, Snapshot, Write, again, itself, owner_of
-from .podmaking import changed_status, creates, deletes, make_pod, number, tells
+from .base import Controller, Snapshot, Write, again, itself
+from .claiming import claim, claimants
+from .podmaking import changed_status, creates, deletes, make_pod, number, telling, tells
 
 FINALIZER = "batch.kubernetes.io/job-tracking"
 INDEX = "batch.kubernetes.io/job-completion-index"
@@ -258,10 +259,10 @@ def reconcile(wanted: str, snapshot: Snapshot, now: float) -> list[Write]:
         return _orphans(wanted, snapshot)
     if (job["spec"].get("managedBy") or "kubernetes.io/job-controller") != "kubernetes.io/job-controller":
         return []
-    pods = list(snapshot.owned("Pod", job))
+    pods, adopted = claim("Pod", job, snapshot, finalizer=FINALIZER)
     counted = _count(job, pods)
     if finished(job):
-        return [*_status(job, pods, counted, job["status"]["conditions"], now), *_expires(job, now)]
+        return [*adopted, *_status(job, pods, counted, job["status"]["conditions"], now), *_expires(job, now)]
     rows, told = list((job.get("status") or {}).get("conditions") or []), list[Write]()
     changes: list[Write] = []
     if verdict := _decided(rows) or _verdict(job, counted, now):
@@ -283,7 +284,7 @@ def reconcile(wanted: str, snapshot: Snapshot, now: float) -> list[Write]:
             rows = _put(rows, _condition("Suspended", False, "JobResumed", "Job resumed", now))
             told = [tells("Job", job, "Resumed", "Job resumed", now)]
         changes = _missing(job, counted, now) + _deadline(job, now)
-    return [*_status(job, pods, counted, rows, now), *changes, *told]
+    return [*adopted, *_status(job, pods, counted, rows, now), *telling("Job", job, changes), *told]
 
 
 def _status(job: Object, pods: list[Object], counted: _Count, rows: list[Object], now: float) -> list[Write]:
@@ -348,4 +349,4 @@ def _orphans(wanted: str, snapshot: Snapshot) -> list[Write]:
     return _releases(pods, map(uid, pods))
 
 
-CONTROLLERS = (Controller("job", {"Job": itself, "Pod": owner_of("Job")}, reconcile),)
+CONTROLLERS = (Controller("job", {"Job": itself, "Pod": claimants("Job")}, reconcile),)

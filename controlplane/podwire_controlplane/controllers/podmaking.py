@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from podwire_base.kube.conditions import condition, is_true
@@ -11,7 +12,7 @@ from podwire_base.kube.events import event, reference
 from podwire_base.kube.meta import Object, annotations_of, labels, name, namespace
 from podwire_base.kube.times import parse_time
 
-from .base import Write, owner_reference
+from .base import Told, Write, owner_reference
 
 REVISION_HASH = "controller-revision-hash"
 
@@ -83,6 +84,32 @@ def tells(
         suffix=once,
     )
     return Write("create", "Event", namespace(obj), told["metadata"].get("name", ""), told, message)
+
+
+_WORDS = {  # kind -> what its Events say of a pod, or of a CronJob's Job, that was created or deleted
+    "CronJob": ("Created job {name}", "Deleted job {name}"),
+    "StatefulSet": (
+        "create Pod {name} in StatefulSet {owner} successful",
+        "delete Pod {name} in StatefulSet {owner} successful",
+    ),
+}
+_PLAIN = ("Created pod: {name}", "Deleted pod: {name}")
+_COMPONENTS = {"DaemonSet": "daemonset-controller", "Job": "job-controller", "StatefulSet": "statefulset-controller"}
+
+
+def telling(kind: str, owner: Object, changes: list[Write]) -> list[Write]:
+    """Return the writes with the Events about `owner` that tell of each created or deleted pod (of a CronJob: Job), in
+    upstream's words.
+    """
+    what = "Job" if kind == "CronJob" else "Pod"
+    about = reference(kind, owner, str(owner.get("apiVersion") or ("batch/v1" if "Job" in kind else "apps/v1")))
+    created, deleted = (words.replace("{owner}", name(owner)) for words in _WORDS.get(kind, _PLAIN))
+    component = _COMPONENTS.get(kind, "cronjob-controller")
+    by_verb = {
+        "create": Told(about, "SuccessfulCreate", created, component, "FailedCreate"),
+        "delete": Told(about, "SuccessfulDelete", deleted, component, "FailedDelete"),
+    }
+    return [replace(w, told=by_verb[w.verb]) if w.kind == what and w.verb in by_verb else w for w in changes]
 
 
 def number(obj: Mapping[str, Any], field: str, absent: int) -> int:

@@ -11,7 +11,8 @@ from podwire_base.numerals import INT32, decimal
 
 from . import revisions
 from .base import Controller, Snapshot, Write, again, itself, owner_of, pod_ended
-from .podmaking import REVISION_HASH, available_in, changed_status, creates, deletes, make_pod, number
+from .claiming import claim, claimants
+from .podmaking import REVISION_HASH, available_in, changed_status, creates, deletes, make_pod, number, telling
 
 POD_NAME, POD_INDEX = "statefulset.kubernetes.io/pod-name", "apps.kubernetes.io/pod-index"
 
@@ -182,18 +183,20 @@ def reconcile(wanted: str, snapshot: Snapshot, now: float) -> list[Write]:
     owner = snapshot.get("StatefulSet", wanted)
     if owner is None or deleting(owner):
         return []
-    pods = {n: p for p in snapshot.owned("Pod", owner) if (n := _ordinal(owner, p)) >= 0}
+    held, adopted = claim("Pod", owner, snapshot, lambda pod: _ordinal(owner, pod) >= 0)
+    pods = {_ordinal(owner, pod): pod for pod in held}
     update, known = revisions.hash_of(owner), revisions.of(owner, snapshot)
     said = str((owner.get("status") or {}).get("currentRevision") or "").removeprefix(f"{name(owner)}-")
     view = _View(owner, pods, said or update, update, now)
     changes = revisions.keep(owner, known, {view.current, *map(view.hash, pods.values())})
     grown, whole = _grow(view, known, snapshot)
     shrunk = _shrink(view, whole)
-    changes += [*grown, *shrunk]
+    changes += [*adopted, *grown, *shrunk]
     if not grown and not shrunk and (whole or view.parallel):  # as upstream, a set in order waits for each pod
         changes += _update(view)
     left = [seconds for pod in pods.values() if (seconds := available_in(pod, view.seconds, now))]
-    return [*changes, *_status(view), *([again("StatefulSet", min(left))] if left else [])]
+    changes += [*_status(view), *([again("StatefulSet", min(left))] if left else [])]
+    return telling("StatefulSet", owner, changes)
 
 
 CONTROLLERS = (
@@ -201,7 +204,7 @@ CONTROLLERS = (
         "statefulset",
         {
             "StatefulSet": itself,
-            "Pod": owner_of("StatefulSet"),
+            "Pod": claimants("StatefulSet"),
             "ControllerRevision": owner_of("StatefulSet"),
             "PersistentVolumeClaim": lambda _claim, _snapshot: (),
         },

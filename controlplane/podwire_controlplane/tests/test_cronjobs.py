@@ -126,9 +126,9 @@ def _words(changes: list[Write]) -> list[str]:
 
 def test_a_job_is_made_for_the_time_that_has_come_and_the_next_one_is_waited_for() -> None:
     changes = _did(_cron())
+    assert [(c.told.reason, c.told.message) for c in changes if c.told] == [("SuccessfulCreate", "Created job {name}")]
     assert _words(changes) == [
         f"create Job c-{int(at('2027-01-15T08:10:00')) // 60}",
-        "create Event SuccessfulCreate",
         "status CronJob c",
     ]
     (later,) = [c for c in changes if c.verb == "again"]

@@ -35,7 +35,7 @@ def daemon(template: dict[str, Any] | None = None, **spec: Any) -> Object:
 def held(owner: Object, own: str, on: str, *, new: bool, is_ready: bool = True) -> Object:
     made = running(own, "10.0.0.1", on, ready=is_ready)
     made["metadata"]["ownerReferences"] = [owner_reference(owner)]
-    made["metadata"]["labels"] = {REVISION_HASH: revisions.hash_of(owner) if new else "old"}
+    made["metadata"]["labels"] = {"a": "b", REVISION_HASH: revisions.hash_of(owner) if new else "old"}
     return made
 
 

@@ -120,6 +120,14 @@ def test_a_stateful_set_starts_rolls_and_shrinks_in_order() -> None:
         await world.status("StatefulSet", "s", readyReplicas=3, currentReplicas=3)
         pods = await world.pods()
         assert sorted(pods) == ["s-0", "s-1", "s-2"]
+
+        async def told() -> bool:
+            found = {
+                e["message"] for e in await world.items(of("Event").path("default")) if e["reason"].startswith("Succ")
+            }
+            return found == {f"create Pod s-{n} in StatefulSet s successful" for n in range(3)}
+
+        await world.until(told)
         assert pods["s-1"]["spec"]["hostname"] == "s-1" and pods["s-1"]["spec"]["subdomain"] == "s"
         assert labels(pods["s-1"])["apps.kubernetes.io/pod-index"] == "1"
         path = of("StatefulSet").path("default", "s")
