@@ -203,3 +203,30 @@ def test_a_namespace_waits_for_its_custom_objects() -> None:
         await until(lambda: gone(api, "/api/v1/namespaces/team-a"))
 
     with_controllers(work)
+
+
+def test_a_charge_for_nothing_is_taken_back() -> None:
+    """But not while somebody charges: the caches of quotas and of objects are not of one moment."""
+    limit = "count/configmaps"
+    found: Object = {
+        "metadata": {"name": "q", "namespace": "a", "resourceVersion": "7"},
+        "spec": {"hard": {limit: "5"}},
+        "status": {"hard": {limit: "5"}, "used": {limit: "2"}},
+    }
+    cache = {"a/m": {"metadata": {"name": "m", "namespace": "a"}}}
+    kinds = {**{kind: {} for kind in quota.KINDS}, "ConfigMap": cache, "ResourceQuota": {"a/q": found}}
+    snapshot, recount = Snapshot(kinds), quota.Recount()
+    assert [(w.verb, w.obj["seconds"]) for w in recount("a/q", snapshot, 1000.0)] == [("again", quota.SETTLED)]
+    found["metadata"]["resourceVersion"] = "8"  # another writer
+    assert [w.verb for w in recount("a/q", snapshot, 1000.0 + quota.SETTLED)] == ["again"]
+    assert [w.verb for w in recount("a/q", snapshot, 1001.0 + quota.SETTLED)] == ["again"], "not long enough"
+    (write,) = recount("a/q", snapshot, 1000.0 + 2 * quota.SETTLED)
+    assert write.verb == "status" and write.obj == {
+        "metadata": {"resourceVersion": "8"},
+        "status": {"used": {limit: "1"}},
+    }
+    found["status"]["used"] = {limit: "1"}
+    assert recount("a/q", snapshot, 1001.0 + 2 * quota.SETTLED) == []
+    cache.clear()
+    assert recount("a/q", snapshot, 1002.0 + 2 * quota.SETTLED) == [], "it is not counted at each change"
+    assert [w.verb for w in recount("a/q", snapshot, 1002.0 + 2 * quota.SETTLED + quota.RECOUNT)] == ["again"]
