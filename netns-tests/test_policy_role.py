@@ -7,6 +7,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
+import select
 import signal
 import subprocess
 import sys
@@ -21,6 +23,9 @@ from lab.netns import Lab
 from lab.patience import patient, wait_until
 from lab.policyflows import dial
 from lab.policyworld import PolicyWorld, Probe
+from podwire_base.kernel import nflog, nflogsocket
+from podwire_base.kernel.netns import within
+from podwire_base.kernel.reasons import Reason
 from podwire_policy.testing import table
 from podwire_policy.testing.rows_cluster import ALL, X_A, cluster, rule
 
@@ -31,7 +36,7 @@ CODE = """
 import pathlib, sys
 from podwire_policy import config, main
 main.ABSENT = 0.3
-main.run(config.PolicyConfig("n1", sys.argv[1], pathlib.Path(sys.argv[2])))
+main.run(config.PolicyConfig("n1", sys.argv[1], pathlib.Path(sys.argv[2]), metrics_address="127.0.0.1:9154"))
 """
 
 
@@ -61,6 +66,24 @@ class Running:
     def said(self) -> dict[str, object]:
         return dict(json.loads(self.status.read_text())) if self.status.exists() else {"ready": False}
 
+    def drops(self, metric: str) -> dict[str, int]:
+        """Returns policy -> packets of the page /metrics."""
+        text = self.ns.run(["curl", "-s", "http://127.0.0.1:9154/metrics"]).stdout
+        found = re.findall(rf'^podwire_policy_{metric}_packets_total{{.*policy="(.*?)".*}} (\S+)$', text, re.M)
+        return {policy: int(float(count)) for policy, count in found}
+
+    def logged(self, src: str) -> nflog.Logged | None:
+        """Returns what a rule logs of a packet from this pod, None if none does while it tries."""
+        reader = within(self.ns.fd, nflogsocket.Reader)
+        try:
+            probe = Probe(table.address(src, "ip"), table.address("x/a", "ip"), "TCP", 80)
+            self.world.passed([probe], [True])
+            if not select.select([reader], [], [], 5)[0]:
+                return None
+            return next((one for one in reader.read()[0] if one.packet.src == probe.src), None)
+        finally:
+            reader.close()
+
     def stop(self) -> None:
         self.process.send_signal(signal.SIGTERM)
         self.process.communicate(timeout=patient(30))
@@ -89,6 +112,28 @@ def test_an_open_flow_ends_when_a_policy_forbids_it(role: Running) -> None:
         role.reach("x/c", False, "isolated")
         role.api.delete(POLICIES, "p", "x")
         role.reach("x/c", True, "open again")
+
+
+def test_what_is_dropped_is_logged_and_counted_with_its_policy(role: Running) -> None:
+    deny = {**table.on(table.has(pod="a"), policyTypes=["Ingress"]), "kind": "NetworkPolicy"}
+    role.api.put(POLICIES, deny)
+    role.reach("x/c", False, "isolated")
+    seen = role.logged("x/c")
+    assert seen is not None
+    assert (seen.reason, seen.words) == (Reason.POLICY, "ingress: no rule of x/p allows it")
+    dropped = role.drops("dropped")["x/p"]
+    assert dropped >= 1
+    staged = {**deny, "metadata": {**deny["metadata"], "annotations": {"podwire.io/staged": "true"}}}
+    role.api.put(POLICIES, staged)
+    role.reach("x/c", True, "let pass")
+    seen = role.logged("x/c")
+    assert seen is not None
+    assert (seen.reason, seen.words) == (Reason.STAGED, "ingress: no rule of x/p allows it")
+    assert role.drops("staged")["x/p"] >= 1
+    assert role.drops("dropped")["x/p"] >= dropped, "a change of the rules loses no packet"
+    assert "1 of these not in force" in str(role.said()["message"])
+    role.api.delete(POLICIES, "p", "x")
+    wait_until(lambda: role.said()["message"] == "0 NetworkPolicies, 0 pods isolated", "it is gone", 20)
 
 
 def test_cluster_policies_count_once_the_api_has_them(role: Running) -> None:

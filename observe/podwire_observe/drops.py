@@ -20,5 +20,5 @@ def flow_of(names: Names, logged: Logged, now: float) -> Flow | None:
     return Flow(
         0, names.node, now, now, PROTOCOLS.get(packet.protocol, str(packet.protocol)),
         packet.src, packet.sport, ip, packet.dport, ip, packet.dport, ends,
-        REFUSED if logged.reason in REJECTED else DROPPED, logged.reason.value, 1,
+        REFUSED if logged.reason in REJECTED else DROPPED, logged.reason.value, 1, rule=logged.words,
     )  # fmt: skip

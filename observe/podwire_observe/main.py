@@ -11,6 +11,7 @@ from typing import Any
 from podwire_base.kernel.addresses import local_addresses
 from podwire_base.kernel.conntrack.counted import Counted
 from podwire_base.kernel.nflogsocket import Reader
+from podwire_base.kernel.reasons import Reason
 from podwire_base.kube import meta
 from podwire_base.kube.client.config import load
 from podwire_base.kube.client.http import ApiClient
@@ -27,6 +28,7 @@ from .fold import Fold
 from .names import Names
 from .record import End
 from .serve import Server, listen
+from .told import Told
 
 log = logs.get("observe")
 SERVICES, NODES = "/api/v1/services", "/api/v1/nodes"
@@ -49,6 +51,7 @@ class Role:
         self.events: sources.Events | None = None
         self.drops: Reader | None = None
         self.deaf = ""
+        self.told = Told(log.info)
         self.off: list[str] = []
         self._spaces: tuple[int, int] | None = None
         self._napping = self._publishing = False
@@ -192,7 +195,8 @@ class Role:
         self.look()
         for one in found:
             flow = refusals.flow_of(self.names, one, now)
-            if flow is not None:
+            self.told.tell(one, self.names, now)
+            if flow is not None and one.reason is not Reason.STAGED:
                 self.fold.drop(flow, now)
         self._publish_soon()
 

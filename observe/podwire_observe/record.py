@@ -57,7 +57,7 @@ class Flow:
     """A connection. number: unique on this node since its role started. started, changed: seconds since 1970. ip, port:
     what the client dialled. endpoint_ip, endpoint_port: who answers. Counters and duration are None where the kernel
     does not tell them. at_least: the connection is older than the agent, so earlier parts are not counted. bytes:
-    network layer bytes from the client; back_bytes: to it.
+    network layer bytes from the client; back_bytes: to it. rule: which rule of which policies dropped it, in words.
     """
 
     number: int
@@ -80,6 +80,7 @@ class Flow:
     back_bytes: int | None = None
     duration: float | None = None
     at_least: bool = False
+    rule: str = ""
 
     def to_json(self) -> dict[str, Any]:
         found = asdict(self)

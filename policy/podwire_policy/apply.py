@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from podwire_base.kernel.ip import FAMILIES, Family
+from podwire_base.kernel.nft import logging
 from podwire_base.kernel.nft import ruleset as nft
 from podwire_base.kernel.nft import socket as nft_socket
-from podwire_base.kernel.reasons import Reason, reason_of
 from podwire_base.kube.errors import ConfigError
+from podwire_base.role import logs
 from podwire_base.role.counts import Counts
 from podwire_base.role.layout import refusal
 
 from .compiled import Compiled, Delta
+from .counted import Place
 from .tables import layout
 from .tables.plan import Planner
+
+log = logs.get("policy")
 
 
 class Tables:
@@ -20,8 +26,10 @@ class Tables:
 
     def __init__(self, ns_fd: int | None = None) -> None:
         self._ns_fd = ns_fd
+        if problem := logging.problem(f"{layout.TABLE_NAME}-try", ns_fd):
+            log.warn("dropped packets are not logged", error=problem)
         self._conn = nft_socket.Connection(ns_fd)
-        self._planners: dict[Family, Planner] = {family: Planner(family) for family in FAMILIES}
+        self._planners: dict[Family, Planner] = {family: Planner(family, not problem) for family in FAMILIES}
         self._commits = 0
 
     def close(self) -> None:
@@ -61,16 +69,17 @@ class Tables:
 
         return Counts(figures, generation, lambda: self._commits)
 
-    def dropped(self) -> int:
-        """Returns how many packets the tables dropped since their rules were made."""
-        chains = [c for c in self._conn.chains() if c.table.name == layout.TABLE_NAME]
-        return sum(
-            count
-            for chain in chains
-            if chain.hook or chain.name.startswith("c-")
-            for comment, count in self._conn.packets(chain.table, chain.name).items()
-            if reason_of(comment) is Reason.POLICY
-        )
+    def dropped(self, chains: Collection[str]) -> dict[Place, int]:
+        """Returns the packet counts of the rules of these chains since the rules were made. It has a connection of its
+        own, so it is thread-safe. Raises OSError.
+        """
+        with nft_socket.Connection(self._ns_fd) as conn:
+            return {
+                (family, chain, comment): count
+                for family in FAMILIES
+                for chain in chains
+                for comment, count in conn.packets(layout.table(family), chain).items()
+            }
 
 
 def refuse_newer(ns_fd: int | None = None) -> None:

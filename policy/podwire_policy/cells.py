@@ -31,15 +31,22 @@ Resolve = Callable[[Named], tuple[int, ...]]
 Numbers = Callable[[Pods, Named], tuple[int, ...]]
 
 
+NO_RULE = -1
+
+
 class Origin(NamedTuple):
-    """The rule that a step is from. policy: "namespace/name". rule: its index in the policy's list."""
+    """The rule that a step is from. policy: "namespace/name". rule: its index in the policy's list; NO_RULE: the policy
+    isolates, and none of its rules allows the packet.
+    """
 
     policy: str
     rule: int
 
 
 class Step(NamedTuple):
-    """One question: is it a packet of `peer` (None: always)? If so, `action`."""
+    """One question: is it a packet of `peer` (None: always)? If so, `action`. "pass" and "log" end the cell: what comes
+    after it judges.
+    """
 
     peer: Peer | None
     action: Action
@@ -49,7 +56,7 @@ class Step(NamedTuple):
 class Cell(NamedTuple):
     """The steps of one tier in order, and what becomes of a packet that none of them takes, or that one passes on:
     `after` judges it, or else `otherwise` is the verdict. policies: those of the tier that select the pod, so they are
-    the reason of a denial.
+    the reason of a denial; () in a cell of policies that are not in force.
     """
 
     direction: Direction
@@ -86,6 +93,11 @@ class Group(NamedTuple):
         )
         yield from dict.fromkeys(one for cell in all_ for one in cell.tiers())
 
+    @property
+    def in_force(self) -> bool:
+        """Whether one of its policies is in force."""
+        return any(cell.policies for cell in self.cells())
+
     def cell(self, protocol: int, port: int) -> Cell:
         for number, one, cell in self.ports:
             if (number, one) == (protocol, port):
@@ -104,6 +116,7 @@ class _Entry(NamedTuple):
     origin: Origin
     tier: Tier
     action: Action
+    staged: bool
 
 
 def group(policies: Iterable[Policy], direction: Direction, own: Resolve, numbers: Numbers) -> Group | None:
@@ -115,11 +128,12 @@ def group(policies: Iterable[Policy], direction: Direction, own: Resolve, number
     )
     if not speaking:
         return None
-    names = {tier: tuple(p.key for p in speaking if p.tier == tier) for tier in TIERS}
+    names = {tier: tuple(p.key for p in speaking if p.tier == tier and not p.staged) for tier in TIERS}
+    staged = tuple(p for p in speaking if p.staged)
     entries = [entry for policy in speaking for entry in _entries(policy, direction, own, numbers)]
 
     def cell(found: Iterable[_Entry]) -> Cell:
-        return _tiers(direction, names, list(found))
+        return _tiers(direction, names, staged, list(found))
 
     otherwise = cell(e for e in entries if e.ports is None)
     ports, ranges, protocols = [], [], []
@@ -139,18 +153,44 @@ def group(policies: Iterable[Policy], direction: Direction, own: Resolve, number
     return Group(direction, tuple(ports), tuple(ranges), tuple(protocols), otherwise)
 
 
-def _tiers(direction: Direction, names: Mapping[Tier, tuple[str, ...]], found: list[_Entry]) -> Cell:
-    """Returns the cell of these entries. Who is selected by a NetworkPolicy is not judged by the last tier."""
-    ordered = {tier: _in_order(e for e in found if e.tier == tier) for tier in ("admin", "baseline")}
+def _tiers(
+    direction: Direction, names: Mapping[Tier, tuple[str, ...]], staged: tuple[Policy, ...], found: list[_Entry]
+) -> Cell:
+    """Returns the cell of these entries. Who is selected by a NetworkPolicy is not judged by the last tier. A policy
+    that is not in force is looked at where it would judge; one of the tier admin, before all others.
+    """
+    strict = [e for e in found if not e.staged]
+    ordered = {tier: _in_order(e for e in strict if e.tier == tier) for tier in ("admin", "baseline")}
     after: Cell | None = None
     if names["namespaces"]:
-        steps = _steps(e for e in found if e.tier == "namespaces")
+        steps = _steps(e for e in strict if e.tier == "namespaces")
         after = Cell(direction, steps, "deny", names["namespaces"])
-    elif ordered["baseline"]:
-        after = Cell(direction, ordered["baseline"], "allow", names["baseline"])
+    else:
+        if ordered["baseline"]:
+            after = Cell(direction, ordered["baseline"], "allow", names["baseline"])
+        for steps in _previews([p for p in staged if p.tier != "admin"], found):
+            after = Cell(direction, steps, "allow", (), after)
     if ordered["admin"] or after is None:
-        return Cell(direction, ordered["admin"], "allow", names["admin"] or names["baseline"], after)
+        after = Cell(direction, ordered["admin"], "allow", names["admin"] or names["baseline"], after)
+    for steps in _previews([p for p in staged if p.tier == "admin"], found):
+        after = Cell(direction, steps, "allow", (), after if after.steps else None)
     return after
+
+
+def _previews(staged: list[Policy], found: list[_Entry]) -> Iterator[tuple[Step, ...]]:
+    """Yields the steps that log what policies would deny that are not in force: of each of the administrator's, and of
+    all NetworkPolicies, which add up.
+    """
+    for policy in staged:
+        if policy.tier != "namespaces":
+            own = _in_order(e for e in found if e.origin.policy == policy.key and e.tier == policy.tier)
+            if any(step.action == "deny" for step in own):
+                yield tuple(step._replace(action="log" if step.action == "deny" else "pass") for step in own)
+    names = [policy.key for policy in staged if policy.tier == "namespaces"]
+    allowed = _steps(e for e in found if e.staged and e.tier == "namespaces")
+    if names and allowed[0].peer is not None:
+        denied = Step(None, "log", tuple(Origin(name, NO_RULE) for name in names))
+        yield (*(step._replace(action="pass") for step in allowed), denied)
 
 
 def _in_order(entries: Iterable[_Entry]) -> tuple[Step, ...]:
@@ -184,7 +224,7 @@ def _atoms(entries: list[_Entry], cell: Callable[[Iterable[_Entry]], Cell]) -> I
 
 def _entries(policy: Policy, direction: Direction, own: Resolve, numbers: Numbers) -> Iterator[_Entry]:
     for index, rule in enumerate(policy.rules(direction) or ()):
-        entry = _Entry(None, rule.peers, Origin(policy.key, index), policy.tier, rule.action)
+        entry = _Entry(None, rule.peers, Origin(policy.key, index), policy.tier, rule.action, policy.staged)
         if rule.ports is None:
             yield entry
         for port in rule.ports or ():

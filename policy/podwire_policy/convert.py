@@ -16,7 +16,7 @@ from podwire_base.kube.shape import ANY, misshapen
 
 from .model import LAST_PORT, PROTOCOLS, Block, Labels, Named, Peer, Pod, Pods, Policy, Ports, Rule, Selector, Term
 
-_METADATA = {"name": str, "namespace": str, "labels": dict}
+_METADATA = {"name": str, "namespace": str, "labels": dict, "annotations": dict}
 _CONTAINER = {"ports": [{"name": str, "protocol": str, "containerPort": ANY}], "restartPolicy": str}
 POD_SHAPE = {
     "metadata": {**_METADATA, "creationTimestamp": str, "deletionTimestamp": str, "uid": str},
@@ -116,10 +116,20 @@ def policy(obj: Object) -> Policy:
         )
 
     subject = Pods(namespace, (), selected)
-    return Policy(meta.key(obj), subject, rules("ingress", "from"), rules("egress", "to"), tuple(problems))
+    ingress, egress, waits = rules("ingress", "from"), rules("egress", "to"), staged(obj, problems.append)
+    return Policy(meta.key(obj), subject, ingress, egress, tuple(problems), staged=waits)
 
 
 _TYPES = ("Ingress", "Egress")
+STAGED = "podwire.io/staged"  # the annotation of a policy that is not in force
+
+
+def staged(obj: Object, tell: Told) -> bool:
+    """Whether a policy is not in force, but logs what it would deny."""
+    value = (obj["metadata"].get("annotations") or {}).get(STAGED, "false")
+    if value not in ("true", "false"):
+        tell(f'metadata.annotations[{STAGED}]: {value!r} is neither "true" nor "false"; the policy is in force')
+    return bool(value == "true")
 
 
 def _rule(rule: Mapping[str, Any], end: str, namespace: str, where: str, tell: Told) -> Rule:

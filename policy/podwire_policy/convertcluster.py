@@ -15,7 +15,7 @@ from podwire_base.kube import meta
 from podwire_base.kube.meta import Object
 from podwire_base.kube.shape import ANY, misshapen
 
-from .convert import labels_of, selector
+from .convert import labels_of, selector, staged
 from .model import (
     LAST_PORT,
     NODES,
@@ -34,7 +34,7 @@ from .model import (
 )
 
 SHAPE = {
-    "metadata": {"name": str},
+    "metadata": {"name": str, "annotations": dict},
     "spec": {"tier": str, "priority": ANY, "subject": dict, "ingress": [dict], "egress": [dict]},
 }
 NODE_SHAPE = {"metadata": {"name": str, "labels": dict}, "status": {"addresses": [{"type": str, "address": str}]}}
@@ -66,7 +66,8 @@ def policy(obj: Object) -> Policy:
         return tuple(made) if given else None
 
     name = str(obj["metadata"].get("name"))
-    return Policy(name, subject, rules("ingress", "from"), rules("egress", "to"), tuple(problems), tier, priority)
+    ingress, egress, waits = rules("ingress", "from"), rules("egress", "to"), staged(obj, problems.append)
+    return Policy(name, subject, ingress, egress, tuple(problems), tier, priority, waits)
 
 
 def node(obj: Object) -> Pod:

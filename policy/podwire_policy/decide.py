@@ -11,7 +11,8 @@ from .model import DIRECTIONS, Block, Direction, Itself, Packet, Peer
 
 class Trail(NamedTuple):
     """How one direction decided. pod: the pod that is judged. isolated: the policies that isolate it in this direction;
-    () if nobody does. by: the rules that allowed the packet; () if it was denied, or not judged.
+    () if nobody does. by: the rules that allowed the packet, or denied it by name; () if no rule speaks of it. staged:
+    rules that are not in force and would deny it.
     """
 
     direction: Direction
@@ -19,6 +20,7 @@ class Trail(NamedTuple):
     isolated: tuple[str, ...]
     verdict: Literal["allow", "deny"]
     by: tuple[Origin, ...] = ()
+    staged: tuple[Origin, ...] = ()
 
 
 class Decision(NamedTuple):
@@ -37,24 +39,25 @@ def decide(compiled: Compiled, packet: Packet) -> Decision:
         if judged is None or program is None:
             continue
         cell = program.cell(packet.protocol, packet.port)
-        verdict, by, policies = _walk(compiled, cell, packet)
-        trails.append(Trail(direction, judged.pod, policies, verdict, by))
-        if verdict == "deny":
+        trails.append(_walk(compiled, cell, packet, Trail(direction, judged.pod, (), "allow")))
+        if trails[-1].verdict == "deny":
             return Decision(False, tuple(trails))
     return Decision(True, tuple(trails))
 
 
-def _walk(
-    compiled: Compiled, cell: Cell, packet: Packet
-) -> tuple[Literal["allow", "deny"], tuple[Origin, ...], tuple[str, ...]]:
+def _walk(compiled: Compiled, cell: Cell, packet: Packet, trail: Trail) -> Trail:
+    """Returns the trail with what this cell and those after it decide."""
     for step in cell.steps:
         if step.peer is None or has(compiled, step.peer, packet, cell.direction):
-            if step.action == "pass":
+            if step.action == "log":
+                trail = trail._replace(staged=(*trail.staged, *step.origins))
+            if step.action in ("pass", "log"):
                 break
-            return ("allow" if step.action == "allow" else "deny"), step.origins, cell.policies
+            verdict: Literal["allow", "deny"] = "allow" if step.action == "allow" else "deny"
+            return trail._replace(isolated=cell.policies, verdict=verdict, by=step.origins)
     if cell.after is not None:
-        return _walk(compiled, cell.after, packet)
-    return cell.otherwise, (), cell.policies
+        return _walk(compiled, cell.after, packet, trail)
+    return trail._replace(isolated=cell.policies, verdict=cell.otherwise)
 
 
 def has(compiled: Compiled, peer: Peer, packet: Packet, direction: Direction) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from http import HTTPStatus
@@ -16,19 +17,24 @@ from podwire_base.kube.client.http import ApiClient
 from podwire_base.kube.client.informer import Informer
 from podwire_base.kube.client.reflector import Event
 from podwire_base.kube.errors import ApiError, Refused
-from podwire_base.role import accept, beat, layout, logs, unixsocket
+from podwire_base.role import accept, beat, logs, process, unixsocket, web
+from podwire_base.role import layout as folder
 from podwire_base.role.judging import SOCKET, WAIT, read
+from podwire_base.role.metrics import CONTENT_TYPE
 from podwire_base.role.run import main, stop_event, until_stopped
 from podwire_base.role.status import RoleStatus
 from podwire_base.role.upkeep import Mendings, Upkeep
 
-from . import apply, convert, convertcluster, cut
+from . import apply, convert, convertcluster, counted, cut
 from .claims import Claims
 from .compiled import Delta
 from .compiler import Compiler
 from .config import PolicyConfig
+from .counted import Drops
 from .cutter import Cutter
-from .model import Policy
+from .metrics import Figures, page
+from .model import TIERS, Policy
+from .tables import layout
 
 log = logs.get("policy")
 PODS, NAMESPACES = "/api/v1/pods", "/api/v1/namespaces"
@@ -60,6 +66,7 @@ class Role:
         self._touched: set[str] | None = None  # addresses whose flows are to be judged again; None: all
         self._cut_woken = asyncio.Event()
         self._foreign, self._telling = False, set[asyncio.Task[None]]()
+        self.drops = Drops()
         self.tell: Callable[[meta.Object], Awaitable[None]] | None = None  # sends an Event
 
     def _closed(self, namespace: str) -> bool:
@@ -136,6 +143,7 @@ class Role:
         began, full = time.monotonic(), self._full
         delta: Delta = self.compiler.flush()
         try:
+            self._count_last(delta)
             done = (
                 self.tables.full(self.compiler.compiled) if full else self.tables.change(self.compiler.compiled, delta)
             )
@@ -194,13 +202,50 @@ class Role:
                 log.info("ended flows that policies forbid now", flows=len(ended), some=told)
                 self._report()
 
+    # Counters
+
+    def _count_last(self, delta: Delta) -> None:
+        """Counts what rules dropped that are deleted now. Raises OSError."""
+        cells = {cell for group in delta.groups_went for cell in group.cells()}
+        if known := counted.rows(cells):
+            chains = {chain for chain, _ in known}
+            self.drops.take(self.drops.begin(), self.tables.dropped(chains), known)
+            staying = {layout.cell_chain(c) for group in self.compiler.compiled.groups() for c in group.cells()}
+            self.drops.forget(chains - staying)
+
+    async def metrics(self) -> web.Answer:
+        """Returns the page /metrics, with counters read now."""
+        known = counted.rows({cell for group in self.compiler.compiled.groups() for cell in group.cells()})
+        number = self.drops.begin()
+        chains = {*layout.BASE_CHAINS, *(chain for chain, _ in known)}
+        try:
+            self.drops.take(number, await asyncio.to_thread(self.tables.dropped, chains), known)
+        except OSError as err:
+            log.warn("counters cannot be read, /metrics shows the last ones", error=str(err))
+        return web.Answer(200, page(self.drops.shown(), self.figures(), process.figures()), CONTENT_TYPE)
+
+    def figures(self) -> Figures:
+        policies = self.compiler.policies.values()
+        tiers = Counter(policy.tier for policy in policies if not policy.staged)
+        return Figures(
+            {tier: tiers[tier] for tier in TIERS},
+            sum(policy.staged for policy in policies),
+            sum(bool(problems) for problems in self._problems.values()),
+            self._isolated(),
+            self._commits,
+            self.cutter.ended,
+        )
+
+    def _isolated(self) -> int:
+        """Returns how many pods of the node a policy in force isolates."""
+        judged = self.compiler.compiled.addresses.values()
+        return len({one.pod for one in judged if any(g and g.in_force for g in (one.ingress, one.egress))})
+
     def _report(self) -> None:
-        judged = self.compiler.compiled.addresses
-        isolated = {one.pod for one in judged.values() if one.ingress or one.egress}
-        policies = len(self.compiler.policies)
+        isolated, policies = self._isolated(), len(self.compiler.policies)
         figures: dict[str, Any] = {
             "policies": policies,
-            "isolated": len(isolated),
+            "isolated": isolated,
             "commits": self._commits,
             "ended": self.cutter.ended,
             **self.mendings.figures(),
@@ -214,7 +259,9 @@ class Role:
         bad = sorted(key for key, problems in self._problems.items() if problems)
         clusters = sum(policy.tier != "namespaces" for policy in self.compiler.policies.values())
         more = f", {clusters} ClusterNetworkPolicies" if clusters else ""
-        words = f"{policies - clusters} NetworkPolicies{more}, {len(isolated)} pods isolated"
+        staged = sum(policy.staged for policy in self.compiler.policies.values())
+        more += f", {staged} of these not in force (staged)" if staged else ""
+        words = f"{policies - clusters} NetworkPolicies{more}, {isolated} pods isolated"
         told = f"; partly unusable: {', '.join(bad[:3])}" if bad else ""
         self.status.update(ready=True, message=words + told + self.mendings.words(), **figures)
 
@@ -313,9 +360,19 @@ async def _main(config: PolicyConfig) -> None:
     server = accept.streams(unixsocket.listen(config.run_dir / SOCKET), role.answer)
     async with contextlib.AsyncExitStack() as stack:
         api = await stack.enter_async_context(ApiClient(load(config.kubeconfig)))
+        if config.metrics_address:
+            await _serve(config.metrics_address, role, stack)
         await until_stopped(stop, role.run(api))
     server.close()  # the path stays: who asks then is refused, and does not take it for a node without the role
     tables.close()
+
+
+async def _serve(address: str, role: Role, stack: contextlib.AsyncExitStack) -> None:
+    """Serves /metrics. Policies are enforced also where the address is taken."""
+    try:
+        stack.push_async_callback((await web.serve(address, {"/metrics": role.metrics}, shared=True)).cleanup)
+    except OSError as err:
+        log.error("/metrics is not served", error=str(err))
 
 
 def run(config: PolicyConfig) -> None:
@@ -323,9 +380,9 @@ def run(config: PolicyConfig) -> None:
     ConfigError, and OSError without nf_tables.
     """
     logs.configure(node=config.node_name)
-    layout.check(config.run_dir)
+    folder.check(config.run_dir)
     apply.refuse_newer()
-    layout.claim(config.run_dir)
+    folder.claim(config.run_dir)
     log.info("starting")
     main("policy", _main(config))
     log.info("stopped, rules stay")

@@ -14,7 +14,7 @@ NAMES = {number: name for name, number in PROTOCOLS.items()}
 LAST_PORT = 65535
 Direction = Literal["ingress", "egress"]
 DIRECTIONS: tuple[Direction, ...] = ("ingress", "egress")
-Action = Literal["allow", "deny", "pass"]
+Action = Literal["allow", "deny", "pass", "log"]  # log: a policy that is not in force would deny it
 Tier = Literal["admin", "namespaces", "baseline"]  # in the order in which they judge
 TIERS: tuple[Tier, ...] = ("admin", "namespaces", "baseline")
 Labels = tuple[tuple[str, str], ...]  # sorted by key
@@ -108,7 +108,8 @@ class Rule(NamedTuple):
 class Policy:
     """A NetworkPolicy, or a ClusterNetworkPolicy of one of the two other tiers. key: "namespace/name", or "name".
     ingress, egress: its rules; None: it does not speak of this direction. problems: what of it cannot be used, for
-    people; an unusable peer or port matches nothing. priority: within the tier; the lowest comes first.
+    people; an unusable peer or port matches nothing. priority: within the tier; the lowest comes first. staged: it is
+    not in force; what it would deny is logged and counted.
     """
 
     key: str
@@ -118,6 +119,7 @@ class Policy:
     problems: tuple[str, ...] = ()
     tier: Tier = "namespaces"
     priority: int = 0
+    staged: bool = False
 
     def rules(self, direction: Direction) -> tuple[Rule, ...] | None:
         return self.ingress if direction == "ingress" else self.egress

@@ -139,6 +139,7 @@ class ClusterConfig:
             ("proxy", "metrics_address", "127.0.0.1:10249"),
             ("proxy", "conntrack_table", "false"),  # a node is a network namespace, and the table is the machine's
             ("dns", "metrics_address", "127.0.0.1:9153"),
+            ("policy", "metrics_address", "127.0.0.1:9154"),
             ("observe", "mode", self.observe),
         )
 

@@ -71,7 +71,8 @@ def _place(ip: str, port: int) -> str:
 
 
 def verdict(flow: Flow) -> str:
-    return f"{flow.verdict} ({flow.reason})" if flow.reason else flow.verdict
+    why = f"{flow.reason}: {flow.rule}" if flow.rule else flow.reason
+    return f"{flow.verdict} ({why})" if why else flow.verdict
 
 
 def compact(flow: Flow) -> str:

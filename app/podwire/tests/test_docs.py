@@ -15,13 +15,16 @@ import pytest
 from click.testing import CliRunner
 
 from podwire.main import cli
-from podwire_base.role.metrics import Histogram
+from podwire_base.kernel.reasons import Reason
+from podwire_base.role.metrics import Histogram, ProcessFigures
 from podwire_base.version import VERSION
 from podwire_dns import metrics_page
 from podwire_dns.cache import Cache
 from podwire_dns.feed import ApiCalls
 from podwire_dns.metrics import BOUNDS, HEALTH_BOUNDS, PROGRAMMING_BOUNDS, Tally
 from podwire_dns.testing.builders import CONFIG, conformance_zone
+from podwire_policy import metrics as policies
+from podwire_policy.counted import Row
 from podwire_proxy import tally as tallies
 from podwire_proxy.backend import dry_run
 from podwire_proxy.backends import choose
@@ -241,6 +244,11 @@ def proxy_page(backend: str) -> str:
     return made.render()
 
 
+def policy_page() -> str:
+    rows = [(Row(reason, "ingress", "default/deny", ""), 1) for reason in (Reason.POLICY, Reason.STAGED)]
+    return policies.page(rows, policies.Figures({"admin": 1}, 0, 0, 1, 1, 0), ProcessFigures())
+
+
 def dns_page() -> str:
     tally = Tally()
     tally.types[1], tally.rcodes[0, "kubernetes"] = 1, 1
@@ -273,7 +281,9 @@ def dns_page() -> str:
 
 
 def everything() -> dict[str, tuple[str, set[str]]]:
-    return exposed(proxy_page("nftables")) | exposed(proxy_page("iptables")) | exposed(dns_page())
+    return (
+        exposed(proxy_page("nftables")) | exposed(proxy_page("iptables")) | exposed(dns_page()) | exposed(policy_page())
+    )
 
 
 def test_the_page_of_metrics_lists_exactly_what_is_exposed() -> None:

@@ -15,6 +15,7 @@ from .reasons import Reason
 
 GROUP = 0x7077  # "pw"
 LENGTH = 128  # bytes of a packet: the headers
+LONGEST = 127  # bytes of a prefix: NF_LOG_PREFIXLEN less the end
 SUBSYS = 4 << 8  # NFNL_SUBSYS_ULOG
 PACKET, CONFIG = 0, 1  # NFULNL_MSG_*
 BIND, COPY_PACKET = 1, 2  # NFULNL_CFG_CMD_BIND, NFULNL_COPY_PACKET
@@ -24,12 +25,16 @@ _SECONDS = 2  # in 1/100 s: for how long the kernel gathers packets
 
 
 class Logged(NamedTuple):
+    """words: what the rule says beside its reason, for people."""
+
     reason: Reason
     packet: Packet
+    words: str = ""
 
 
-def prefix(reason: Reason) -> str:
-    return f"{_PREFIX}{reason.value}"
+def prefix(reason: Reason, words: str = "") -> str:
+    """Returns the prefix of what a rule logs, cut to what the kernel keeps of it."""
+    return f"{_PREFIX}{reason.value}{' ' if words else ''}{words}".encode()[:LONGEST].decode(errors="ignore")
 
 
 def bind(group: int = GROUP) -> bytes:
@@ -42,9 +47,10 @@ def read(body: bytes) -> Logged | None:
     """Returns what a message tells; None if another program's rule logged the packet, or if it is cut too short."""
     got = parse(body[4:])
     words = to_text(got.get(_PREFIX_ATTR))
+    code, _, told = words.removeprefix(_PREFIX).partition(" ")
     try:
-        reason = Reason(words.removeprefix(_PREFIX)) if words.startswith(_PREFIX) else None
+        reason = Reason(code) if words.startswith(_PREFIX) else None
     except ValueError:
         return None
     seen = packet(got.get(_PAYLOAD, b""))
-    return None if reason is None or seen is None else Logged(reason, seen)
+    return None if reason is None or seen is None else Logged(reason, seen, told)

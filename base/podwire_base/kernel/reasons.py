@@ -14,7 +14,9 @@ PODS_FORWARDED = "podwire: pods are forwarded"  # begins the comment of a rule o
 
 
 class Reason(StrEnum):
-    """The codes. LOCALHOST_NODE_PORT is not a refusal: its rule has the code only so that the packets are counted."""
+    """The codes. LOCALHOST_NODE_PORT and STAGED are no refusals: their rules have the codes only so that packets are
+    counted.
+    """
 
     NO_ENDPOINTS = "no-endpoints"  # the Service has no usable endpoint anywhere
     NO_LOCAL_ENDPOINTS = "no-local-endpoints"  # the traffic policy is Local; all endpoints are on other nodes
@@ -28,6 +30,7 @@ class Reason(StrEnum):
     SPOOFED = "spoofed"  # a pod claims an address or a part that is not its own
     UNLEASED = "unleased"  # no pod has this address of the node's podCIDR
     POLICY = "policy"  # a network policy
+    STAGED = "staged"  # a network policy that is not in force would drop it
     LOCALHOST_NODE_PORT = "localhost-node-port"  # a connection to a NodePort on 127.0.0.1
 
 

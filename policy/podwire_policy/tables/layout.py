@@ -11,7 +11,8 @@
               proto . dport vmap @p-DIGEST; tcp dport 8000-8999 goto ...; tcp goto ...; goto ...
     c-DIGEST  a cell: one lookup for each selector of its ports, then the drop with its counter
               saddr @s-DIGEST accept; saddr @b-DIGEST accept; saddr . daddr @self accept (a pod to itself, by a
-              Service); counter drop. The cell of a ClusterNetworkPolicy also drops, or passes on: goto the next tier's
+              Service); limit log; counter drop. The cell of a ClusterNetworkPolicy also drops, or passes on: goto the
+              next tier's. The cell of a policy that is not in force logs and counts in place of a drop, and passes on
 
 A name is a digest of what it names, so a change adds chains, turns the element of `pods-in` or `pods-out`, and deletes
 what nobody uses, in one commit, and a role that starts recognises what is there.
@@ -26,13 +27,14 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Literal
 
+from podwire_base.kernel import nflog
 from podwire_base.kernel.ip import Family, packed
 from podwire_base.kernel.nft import ruleset as nft
 from podwire_base.kernel.nft.expr import R0, Expr
 from podwire_base.kernel.nft.objects import INTERVAL_END
 from podwire_base.kernel.reasons import Reason, carrying
 
-from ..cells import Cell, Group, Step
+from ..cells import NO_RULE, Cell, Group, Origin, Step
 from ..compiled import Compiled
 from ..model import PROTOCOLS, Block, Direction, Itself, Peer, Pods
 
@@ -43,10 +45,13 @@ PRIORITY = 10  # behind the chains of other roles: what they refuse is answered 
 BRIDGE = b"podwire0".ljust(16, b"\0")
 CT_ESTABLISHED, CT_RELATED = 2, 4
 BEFORE_SERVICES, RAW = -105, -300  # priorities: of the proxy's nat chain less five, and before conntrack
+LOGGED = 100  # packets of one rule that are logged each second, and at once
 CUT = "cut"
 CUT_SECONDS = 120  # for which the packets of a flow that a change ended are refused, also if the server speaks next
+BASE_CHAINS = ("forward", "before-services")  # whose rules count packets
 FIXED_SETS = ("self", "judged", "pods-out", "pods-in")
 _SADDR = {"ip": (12, 4), "ip6": (8, 16)}
+_ROOM = 64  # bytes of a comment for the names of policies
 _DADDR = {"ip": (16, 4), "ip6": (24, 16)}
 _TYPE = {"ip": "ipv4_addr", "ip6": "ipv6_addr"}
 
@@ -63,6 +68,10 @@ def group_chain(group: Group) -> str:
 
 def cell_chain(cell: Cell) -> str:
     return f"c-{digest(cell)}"
+
+
+def cell_chain_of(family: Family, cell: Cell) -> nft.Chain:
+    return nft.Chain(table(family), cell_chain(cell))
 
 
 def table(family: Family) -> nft.Table:
@@ -131,8 +140,15 @@ _SIDES: tuple[tuple[str, Literal["iifname", "oifname"], Direction], ...] = (
 )
 
 
-def base(family: Family) -> tuple[nft.Chain, list[nft.Rule]]:
-    """Returns the base chain with its rules."""
+def logging(reason: Reason, words: str, logs: bool) -> list[tuple[Expr, ...]]:
+    """Returns the end of the rule that logs a packet that the next rule drops, if `logs`. It is a rule of its own,
+    because its limit would end the rule that drops.
+    """
+    return [(nft.Limit(LOGGED, LOGGED), nft.Log(nflog.GROUP, nflog.prefix(reason, words), nflog.LENGTH))] * logs
+
+
+def base(family: Family, logs: bool) -> tuple[nft.Chain, list[nft.Rule]]:
+    """Returns the base chain with its rules. logs: packets that are dropped are logged."""
     chain = nft.Chain(table(family), "forward", hook="forward", priority=PRIORITY)
     rules: list[tuple[str, tuple[Expr, ...]]] = [
         (
@@ -145,24 +161,20 @@ def base(family: Family) -> tuple[nft.Chain, list[nft.Rule]]:
             ),
         ),
         *_cuts(family),
-        *(
-            (
-                carrying(f"{side} a pod that nobody has judged yet", Reason.POLICY),
-                (
-                    nft.Meta(device),
-                    nft.Cmp(BRIDGE),
-                    _address(family, direction),
-                    nft.Lookup("judged", invert=True),
-                    nft.Counter(),
-                    nft.drop(),
-                ),
-            )
-            for side, device, direction in _SIDES
-        ),
+        *(rule for side in _SIDES for rule in _unjudged(family, *side, logs)),
         ("egress of a pod", (_address(family, "ingress"), nft.Lookup("pods-out", dreg=0))),
         ("ingress of a pod", (_address(family, "egress"), nft.Lookup("pods-in", dreg=0))),
     ]
     return chain, [nft.Rule(chain, exprs, comment) for comment, exprs in rules]
+
+
+def _unjudged(
+    family: Family, side: str, device: Literal["iifname", "oifname"], direction: Direction, logs: bool
+) -> Iterator[tuple[str, tuple[Expr, ...]]]:
+    words = f"{side} a pod that nobody has judged yet"
+    found = nft.Meta(device), nft.Cmp(BRIDGE), _address(family, direction), nft.Lookup("judged", invert=True)
+    yield from ((f"logged: {words}", (*found, *end)) for end in logging(Reason.POLICY, words, logs))
+    yield carrying(words, Reason.POLICY), (*found, nft.Counter(), nft.drop())
 
 
 def _address(family: Family, direction: Direction, dreg: int = R0) -> nft.Payload:
@@ -171,9 +183,9 @@ def _address(family: Family, direction: Direction, dreg: int = R0) -> nft.Payloa
     return nft.Payload("network", at, size, dreg=dreg)
 
 
-def mark(family: Family) -> nft.Chain:
+def mark(family: Family, logs: bool) -> nft.Chain:
     """An empty chain whose name says the layout and a digest of the fixed rules."""
-    rules = [rule for _, some in (base(family), *cutting(family)) for rule in some]
+    rules = [rule for _, some in (base(family, logs), *cutting(family)) for rule in some]
     told = [(rule.comment, b"".join(e.encode() for e in rule.exprs)) for rule in rules]
     return nft.Chain(table(family), f"layout-{LAYOUT}-{digest(repr(told))}")
 
@@ -215,9 +227,11 @@ def port_elements(family: Family, group: Group) -> nft.Elements:
 _GOTO, _JUMP = nft.goto("x").value.code, nft.jump("x").value.code  # type: ignore[union-attr]  # always a Verdict
 
 
-def cell_rules(family: Family, cell: Cell) -> tuple[nft.Chain, list[nft.Rule]]:
-    """Returns the chain of a cell. In egress an allowed packet returns, because its ingress is still to be judged."""
-    chain = nft.Chain(table(family), cell_chain(cell))
+def cell_rules(family: Family, cell: Cell, logs: bool) -> tuple[nft.Chain, list[nft.Rule]]:
+    """Returns the chain of a cell. In egress an allowed packet returns, because its ingress is still to be judged.
+    logs: packets that are dropped, or would be, are logged.
+    """
+    chain = cell_chain_of(family, cell)
     allow = nft.accept() if cell.direction == "ingress" else nft.ret()
     onward = allow if cell.after is None else nft.goto(cell_chain(cell.after))
     rules: list[nft.Rule] = []
@@ -225,25 +239,49 @@ def cell_rules(family: Family, cell: Cell) -> tuple[nft.Chain, list[nft.Rule]]:
         if isinstance(step.peer, Block) and family_of(step.peer) != family:
             continue
         verdict: tuple[Expr, ...] = (onward if step.action == "pass" else allow,)
-        told = _told(cell, step)
-        if step.action == "deny":
-            verdict, told = (nft.Counter(), nft.drop()), carrying(told, Reason.POLICY)
-        rules.append(nft.Rule(chain, (*_is_peer(family, cell.direction, step.peer), *verdict), told))
+        told, match = _told(cell, step), _is_peer(family, cell.direction, step.peer)
+        if step.action in ("deny", "log"):
+            reason, end = (Reason.POLICY, nft.drop()) if step.action == "deny" else (Reason.STAGED, onward)
+            ends = logging(reason, told, logs)
+            rules += [nft.Rule(chain, (*match, *logged), f"logged: {told}") for logged in ends]
+            verdict, told = (nft.Counter(), end), carrying(told, reason)
+        rules.append(nft.Rule(chain, (*match, *verdict), told))
         if step.peer is None:
             return chain, rules
     if cell.after is not None:
         return chain, [*rules, nft.Rule(chain, (onward,), "the next tier")]
     if cell.otherwise == "allow":
         return chain, [*rules, nft.Rule(chain, (allow,), "no rule denies it")]
-    denied = carrying(f"{cell.direction}: no rule of {_named(cell.policies)} allows it", Reason.POLICY)
-    return chain, [*rules, nft.Rule(chain, (nft.Counter(), nft.drop()), denied)]
+    words = _allowed_by_none(cell.direction, cell.policies)
+    rules += [nft.Rule(chain, end, f"logged: {words}") for end in logging(Reason.POLICY, words, logs)]
+    return chain, [*rules, nft.Rule(chain, (nft.Counter(), nft.drop()), carrying(words, Reason.POLICY))]
+
+
+def counted(cell: Cell) -> dict[str, tuple[Reason, tuple[Origin, ...]]]:
+    """Returns comment -> reason and rules of the rules of a cell that count packets."""
+    found = {
+        carrying(_told(cell, step), reason): (reason, step.origins)
+        for step in cell.steps
+        if (reason := {"deny": Reason.POLICY, "log": Reason.STAGED}.get(step.action))
+    }
+    if cell.after is None and cell.otherwise == "deny":
+        none = tuple(Origin(name, NO_RULE) for name in cell.policies)
+        found[carrying(_allowed_by_none(cell.direction, cell.policies), Reason.POLICY)] = Reason.POLICY, none
+    return found
+
+
+def _allowed_by_none(direction: Direction, policies: tuple[str, ...]) -> str:
+    return f"{direction}: no rule of {_named(policies)} allows it"
 
 
 def _told(cell: Cell, step: Step) -> str:
     """Returns what the rule of a step says to people: the first of the rules that the step is from."""
     if not step.origins:
         return f"{cell.direction}: a pod to itself"
-    first, does = step.origins[0], {"allow": "allows", "deny": "denies", "pass": "passes on"}[step.action]
+    first = step.origins[0]
+    if first.rule == NO_RULE:
+        return _allowed_by_none(cell.direction, tuple(one.policy for one in step.origins))
+    does = {"allow": "allows", "deny": "denies", "pass": "passes on", "log": "denies"}[step.action]
     return f"{cell.direction}: rule {first.rule} of {_named((first.policy,))} {does} it"
 
 
@@ -257,15 +295,19 @@ def _is_peer(family: Family, direction: Direction, peer: Peer | None) -> tuple[E
 
 
 def _named(policies: tuple[str, ...]) -> str:
-    """Returns the names of policies, as many as a comment holds: 126 bytes, with the words round them."""
-    told, room = list[str](), 72
+    """Returns the names of policies, as many as a comment and the prefix of a log hold: 126 bytes, with the words round
+    them. A name that has no room alone is cut.
+    """
+    told, room = list[str](), _ROOM
     for name in policies:
         room -= len(name) + 2
         if room < 0:
             break
         told.append(name)
+    if policies and not told:
+        told = [f"{policies[0][: _ROOM - 5]}..."]
     more = len(policies) - len(told)
-    return ", ".join(told) + (f"{' and ' if told else ''}{more} {'more' if told else 'policies'}" if more else "")
+    return ", ".join(told) + (f" and {more} more" if more else "")
 
 
 def family_of(block: Block) -> Family:

@@ -26,6 +26,7 @@ class Planner:
     """
 
     family: Family
+    logs: bool = True  # packets that are dropped are logged
     _groups: set[Group] = field(default_factory=set)
     _cells: Counter[Cell] = field(default_factory=Counter)
     _blocks: Counter[Block] = field(default_factory=Counter)
@@ -42,9 +43,10 @@ class Planner:
 
     def _whole(self, compiled: Compiled) -> nft.Transaction:
         family = self.family
-        chain, rules = layout.base(family)
+        chain, rules = layout.base(family, self.logs)
         tx = nft.Transaction().add(layout.table(family), layout.cut_set(family))
-        tx.add(*(layout.fixed_set(family, name) for name in layout.FIXED_SETS), chain, *rules, layout.mark(family))
+        tx.add(*(layout.fixed_set(family, name) for name in layout.FIXED_SETS), chain, *rules)
+        tx.add(layout.mark(family, self.logs))
         for more, those in layout.cutting(family):
             tx.add(more, *those)
         every = Delta(set(compiled.addresses), {}, compiled.groups(), set(), set(compiled.selected), set())
@@ -89,7 +91,7 @@ class Planner:
     def _add(self, tx: nft.Transaction, delta: Delta, cells: list[Cell], blocks: list[Block]) -> None:
         for block in blocks:
             tx.add(layout.peer_set(self.family, block), layout.block_elements(self.family, block))
-        made = [layout.cell_rules(self.family, cell) for cell in cells]
+        made = [layout.cell_rules(self.family, cell, self.logs) for cell in cells]
         tx.add(*(chain for chain, _ in made), *(rule for _, rules in made for rule in rules))  # they lead to each other
         for group in sorted(delta.groups_came, key=layout.group_chain):
             chain, rules = layout.group_rules(self.family, group)
@@ -122,7 +124,7 @@ class Planner:
         """Deletes rules first, then maps, then chains and sets: the kernel refuses what is still in use."""
         groups = sorted(delta.groups_went, key=layout.group_chain)
         chains = [layout.group_rules(self.family, g)[0] for g in groups]
-        chains += [layout.cell_rules(self.family, c)[0] for c in cells]
+        chains += [layout.cell_chain_of(self.family, c) for c in cells]
         tx.flush(*chains)
         tx.delete(*(layout.port_map(self.family, g) for g in groups if g.ports))
         tx.delete(*chains)

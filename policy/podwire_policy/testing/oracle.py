@@ -66,6 +66,8 @@ def _direction(
         return verdict == "Accept"  # "no further evaluation is done"
     isolated = False
     for policy in world.policies.values():
+        if _staged(policy):
+            continue
         if policy["metadata"]["namespace"] != pod["metadata"]["namespace"]:
             continue  # a policy selects pods of its own namespace only
         if not _labels_match(policy["spec"].get("podSelector"), pod["metadata"].get("labels")):
@@ -102,7 +104,11 @@ def _tier(
     target: Object | None,
 ) -> str:
     """What the rules of a tier say: Accept, Deny, Pass, or nothing."""
-    mine = [p for p in world.clusters.values() if p["spec"]["tier"] == tier and _is_subject(world, p["spec"], pod)]
+    mine = [
+        p
+        for p in world.clusters.values()
+        if not _staged(p) and p["spec"]["tier"] == tier and _is_subject(world, p["spec"], pod)
+    ]
     # "lower priority values have higher precedence"; who has the same one is in the order of the names here
     for policy in sorted(mine, key=lambda p: (p["spec"]["priority"], p["metadata"]["name"])):
         # "a rule that appears at the top [...] would take the highest precedence"
@@ -113,6 +119,10 @@ def _tier(
             if over_it and any(_is_cluster_peer(world, peer, other, ip) for peer in peers):
                 return str(rule["action"])
     return ""
+
+
+def _staged(policy: Object) -> bool:
+    return (policy["metadata"].get("annotations") or {}).get("podwire.io/staged") == "true"  # not in force
 
 
 def _is_subject(world: World, spec: Mapping[str, Any], pod: Object) -> bool:

@@ -6,8 +6,8 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from podwire_base.kernel import nflog
 from podwire_base.kernel.ip import FAMILIES, Family
+from podwire_base.kernel.nft import logging
 from podwire_base.kernel.nft import ruleset as nft
 from podwire_base.kernel.nft import socket as nft_socket
 from podwire_base.kernel.nft.codec import TableDump
@@ -95,21 +95,10 @@ class Tables:
 
 
 def can_log(ns_fd: int | None = None) -> bool:
-    """Whether the kernel can log refused packets (nft_log, nft_limit and nfnetlink_log). It tries, in a table that the
-    same transaction removes.
-    """
-    table = nft.Table("ip", f"{TABLE_NAME}-try")
-    chain = nft.Chain(table, "log")
-    rule = nft.Rule(chain, (nft.Limit(1, 1), nft.Log(nflog.GROUP, "podwire", nflog.LENGTH)))
-    try:
-        with nft_socket.Connection(ns_fd) as conn:
-            conn.commit(nft.Transaction().remake(table).add(chain, rule).remove(table))
-    except OSError as err:
-        log.warn(
-            "refused packets are not logged: the kernel cannot (nft_log, nft_limit, nfnetlink_log)", error=str(err)
-        )
-        return False
-    return True
+    """Whether the kernel can log refused packets."""
+    if problem := logging.problem(f"{TABLE_NAME}-try", ns_fd):
+        log.warn("refused packets are not logged", error=problem)
+    return not problem
 
 
 def observed(ns_fd: int | None = None) -> dict[Family, TableDump]:
