@@ -24,7 +24,7 @@ from podwire_base.role.run import main, notify, stop_event
 
 from ..allocators import ServiceAllocator, service_ranges
 from ..store.sqlite import SqliteStore
-from . import auth, backups, builtinroles, eventttl, join, servicecidrs
+from . import auth, backups, builtinkinds, builtinroles, eventttl, join, servicecidrs
 from .accounts import Accounts, load_keys
 from .accountsecrets import AccountSecrets
 from .app import AUTHORIZER, make_app
@@ -217,6 +217,7 @@ async def serve(config: ServerConfig, ready: Callable[[], None] | None = None) -
     await objects.start()
     await bootstrap(objects, config)
     await builtinroles.keep(store, objects.clock())
+    await builtinkinds.keep(store, objects.clock())
     identities, guard = Identities(store), Guard()
     accounts = _accounts(objects, config)
     app = make_app(objects, _tokens(config.data), identities, guard.settled, accounts=accounts)
