@@ -12,7 +12,7 @@ from typing import Any
 from podwire_base.kube.errors import Cause
 from podwire_base.kube.meta import Object
 
-from . import fields, meta, pods
+from . import fields, meta, scheduling
 from .fields import Causes, all_invalid, duplicate, forbidden, invalid, not_supported, required, too_long, too_many
 
 _MOST = 32  # requests, constraints, configurations, selectors, results
@@ -262,7 +262,7 @@ def _allocated(allocation: Any, names: set[str]) -> Iterator[Cause]:
     devices = allocation.get("devices") or {}
     yield from _slice(f"{path}.devices.results", devices.get("results"), _MOST, result)
     if allocation.get("nodeSelector") is not None:
-        yield from pods.node_selector(f"{path}.nodeSelector", allocation["nodeSelector"])
+        yield from scheduling.node_selector(f"{path}.nodeSelector", allocation["nodeSelector"])
 
 
 def template(obj: Object) -> Causes:

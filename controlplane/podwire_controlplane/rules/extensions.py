@@ -9,7 +9,7 @@ from typing import Any
 from podwire_base.kube import quantity
 from podwire_base.kube.meta import Object, name
 
-from . import fields, meta, pods
+from . import fields, meta, scheduling
 from .fields import Causes, all_invalid, duplicate, forbidden, invalid, not_negative, one_of, required
 
 _LIFECYCLES = ("Ephemeral", "Persistent")
@@ -315,7 +315,7 @@ def resource_slice(obj: Object) -> Causes:
     elif not where:
         yield required("spec", text)
     elif where == ["nodeSelector"]:
-        yield from pods.node_selector("spec.nodeSelector", spec["nodeSelector"])
+        yield from scheduling.node_selector("spec.nodeSelector", spec["nodeSelector"])
     seen: set[str] = set()
     for n, one in enumerate(spec.get("devices") or []):
         own = one.get("name") or ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from podwire_base.kube import quantity
 from podwire_base.kube.meta import Object
 
-from . import fields, meta, pods, resources, volumes
+from . import fields, meta, resources, scheduling, volumes
 from .fields import Causes, all_invalid, forbidden, invalid, not_supported, one_of, required
 
 MODES = ("ReadOnlyMany", "ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod")
@@ -104,7 +104,7 @@ def volume(obj: Object) -> Causes:
     if spec.get("persistentVolumeReclaimPolicy"):
         yield from one_of("spec.persistentVolumeReclaimPolicy", spec["persistentVolumeReclaimPolicy"], _RECLAIM)
     if (required_terms := (spec.get("nodeAffinity") or {}).get("required")) is not None:
-        yield from pods.node_selector("spec.nodeAffinity.required", required_terms)
+        yield from scheduling.node_selector("spec.nodeAffinity.required", required_terms)
     elif spec.get("nodeAffinity") is not None:
         yield required("spec.nodeAffinity.required", "must specify required node constraints")
     yield from _volume_sources(spec)
