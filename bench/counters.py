@@ -449,7 +449,7 @@ def cni() -> dict[str, Counts]:
             node = CniNode(ns, Path(folder), "n1", api)
             # The periodic repair of the agent (every ten seconds) must not run during a measurement, nor the thread
             # that names the pods to the Service proxy after the answer.
-            still = "from podwire_cni import agent, publishing; agent.RESYNC_SECONDS = publishing.GATHER = 3600"
+            still = "from podwire_cni import following, publishing; following.RESYNC_SECONDS = publishing.GATHER = 3600"
             node.code = f"{still}; {node.code}"
             try:
                 node.start()

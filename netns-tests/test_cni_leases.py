@@ -177,7 +177,7 @@ def test_leases_of_host_local_are_taken_over(place: Place) -> None:
         node.close()
 
 
-QUICK = "from podwire_cni import agent, takeback; agent.RESYNC_SECONDS = 0.2; takeback.AGAIN = 0.6"
+QUICK = "from podwire_cni import following, takeback; following.RESYNC_SECONDS = 0.2; takeback.AGAIN = 0.6"
 
 
 def test_leases_of_nobody_are_taken_back(place: Place) -> None:

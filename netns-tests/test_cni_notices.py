@@ -16,7 +16,7 @@ from podwire_base.kernel.netwatch import NetWatch
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    never = "from podwire_cni import agent; agent.RESYNC_SECONDS = 3600"
+    never = "from podwire_cni import following; following.RESYNC_SECONDS = 3600"
     with two_nodes(tmp_path_factory.mktemp, dual=True, first=never) as cluster:
         yield cluster
 

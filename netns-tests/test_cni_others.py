@@ -16,7 +16,7 @@ from podwire_cni.types import Attachment
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    quick = "from podwire_cni import agent; agent.RESYNC_SECONDS = 0.3"
+    quick = "from podwire_cni import following; following.RESYNC_SECONDS = 0.3"
     with two_nodes(tmp_path_factory.mktemp, dual=True, first=quick) as cluster:
         yield cluster
 

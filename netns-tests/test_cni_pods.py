@@ -159,7 +159,7 @@ def test_an_uplink_that_was_down_is_used_again_as_it_was(cluster: Cluster) -> No
     def wire(state: str) -> None:
         two.ns.netlink(lambda ipr: ipr.link("set", index=ipr.link_lookup(ifname="eth0")[0], state=state))
 
-    two.first = "from podwire_cni import agent; agent.RESYNC_SECONDS = 1"
+    two.first = "from podwire_cni import following; following.RESYNC_SECONDS = 1"
     two.stop()
     two.start()
     before = sorted(two.links())

@@ -7,47 +7,28 @@ the agent attaches pods at once and keeps the routes and rules that it finds in 
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import ctypes
 import gc
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 from podwire_base.kernel.addresses import local_addresses
-from podwire_base.kernel.netwatch import NetWatch, index_of
-from podwire_base.kernel.nft.socket import Commits
 from podwire_base.kube.client import config as client_config
 from podwire_base.kube.client.config import ClientConfig
-from podwire_base.kube.client.http import ApiClient
-from podwire_base.kube.client.informer import Informer
-from podwire_base.kube.client.reflector import Event
-from podwire_base.kube.errors import ApiError
 from podwire_base.kube.meta import Object
 from podwire_base.role import asking, beat, layout, logs
-from podwire_base.role.counts import Counts
 from podwire_base.role.run import main, stop_event
 from podwire_base.role.status import RoleStatus
-from podwire_base.role.upkeep import Mendings, Upkeep
+from podwire_base.role.upkeep import Mendings
 
-from . import (
-    conflistfile,
-    counting,
-    managerfiles,
-    nodes,
-    nodetable,
-    overlay,
-    readiness,
-    routes,
-    runtimes,
-    tunneltable,
-    wiring,
-)
+from . import conflistfile, managerfiles, nodes, nodetable, overlay, readiness, routes, tunneltable, wiring
+from .agentconfig import WiringConfig
 from .commands import Plugin
 from .firewall import Firewall
+from .following import Follower
 from .hostmanagers import notes
 from .ipam import hostlocal
 from .ipam.allocator import Allocator
@@ -57,80 +38,17 @@ from .kernel import Kernel, known_netns
 from .listener import Listener
 from .networkstore import Networks
 from .nodetable import OtherNet
-from .overlay import Encapsulation
 from .plan import NodeNet
 from .podcare import PodCare
 from .publishing import Publisher
 from .tablesets import TABLE
-from .tunneltable import Sources, TunnelRules
+from .tunneltable import TunnelRules
 from .types import BRIDGE, IPAddress, RangeSet
 
+__all__ = ["Agent", "WiringConfig", "run"]
 log = logs.get("wiring")
-RESYNC_SECONDS = 10.0  # seconds between two looks for changes by other programs (a flushed table, a route)
-RETRY_SECONDS = 2.0
 SHOWN = 3  # problems in the status; the log has all
 HANDOVER_SECONDS = 15.0  # the previous agent locks the leases until its last call has ended
-
-
-@dataclass(frozen=True)
-class WiringConfig:
-    """cluster_cidrs: the destinations to which pods send with their own source address. uplink: the link to the other
-    nodes. The pods' MTU is the uplink's MTU, less the header of a tunnel if a tunnel is in use.
-
-    mtu: the pods' MTU; 0: derive it from the uplink. conf_dir None: <run_dir>/cni/net.d. anti_spoofing: pods send only
-    from their own addresses and MACs. encapsulation "auto": VXLAN to the nodes that are not on our link; "always":
-    VXLAN to all nodes; "never": no VXLAN. quarantine: seconds before a released address is allocated to another pod, if
-    other addresses are free. host_local: a directory of leases of the reference plugin host-local; the agent takes
-    these leases over at its start. runtime_sockets: the CRI sockets of the node's container runtime, which is asked
-    for its sandboxes when a pod vanished without a DEL; None: those of the common runtimes, if `conf_dir` says that a
-    runtime of the machine uses this agent.
-    host_managers: whether the agent of a machine tells the machine's network managers of podwire's interfaces.
-    tunnel_sources "cluster": what leaves a tunnel has a source in the podCIDRs of the
-    node that sent it, or an address of this node; "any": its node alone is checked, because a Service proxy without a
-    detector of local traffic keeps the sources of other machines. no_pods: paths of network namespaces that are no
-    pod's, besides the node's own and that of process 1: of the machine, if the node is a namespace of it.
-    forward_accept: whether rules for pods are appended to an iptables chain FORWARD whose policy is drop.
-    """
-
-    node_name: str
-    kubeconfig: str | None
-    run_dir: Path
-    cluster_cidrs: tuple[str, ...] = ("10.244.0.0/16",)
-    uplink: str = "eth0"
-    mtu: int = 0
-    conf_dir: Path | None = None
-    anti_spoofing: bool = True
-    encapsulation: Encapsulation = "auto"
-    quarantine: float = 30.0
-    host_local: Path | None = None
-    runtime_sockets: tuple[str, ...] | None = None
-    host_managers: bool = True
-    tunnel_sources: Sources = "cluster"
-    no_pods: tuple[str, ...] = ()
-    forward_accept: bool = True
-
-    def __post_init__(self) -> None:
-        """Raises ValueError; its text begins with the field's name."""
-        if self.mtu and not 68 <= self.mtu <= 65535:
-            raise ValueError(f"mtu: {self.mtu} is neither 0 nor from 68 to 65535 (IPv6 needs 1280)")
-
-    @property
-    def socket(self) -> Path:
-        return self.run_dir / "cni.sock"
-
-    @property
-    def sockets(self) -> tuple[Path, ...]:
-        if self.runtime_sockets is not None:
-            return tuple(map(Path, self.runtime_sockets))
-        return runtimes.SOCKETS if self.conf_dir else ()
-
-    @property
-    def conflist(self) -> Path:
-        return (self.conf_dir or self.run_dir / "cni" / "net.d") / "10-podwire.conflist"
-
-    @property
-    def leases(self) -> Path:
-        return self.run_dir / "cni" / "leases"
 
 
 class Agent:
@@ -170,10 +88,10 @@ class Agent:
         self._young = hostlocal.Young()
         self._nodes: set[str] = set()
         self.on_nodes: Callable[[], None] = lambda: None  # is called when a Node came or went
-        self._ready = False
+        self.ready = False
         self.mendings = Mendings(log, "wiring", config.node_name)
         self._facts: dict[str, object] | None = None  # of the Nodes, at the last sync
-        self._waits = True  # whether a sync must be repeated, whatever is counted
+        self.waits = True  # whether a sync must be repeated, whatever is counted
         self._rival = ""  # the file that the runtime reads instead of the conflist
 
     def restore(self) -> None:
@@ -221,7 +139,7 @@ class Agent:
         self._refused = refused
         if known == self._facts:  # nothing that the API asks for
             self.mendings.tell([*changes, *done])
-        self._waits = bool(refused or not cidrs or self._young.since or self.care.pending)
+        self.waits = bool(refused or not cidrs or self._young.since or self.care.pending)
         self.publisher.write()
         self._report(wires, refused)
         return not refused
@@ -357,10 +275,10 @@ class Agent:
             message += "".join(f"; {note}" for note in notes(self.managers.seen(), self.config.uplink))
         message += f"; {self.care.note}" if self.care.note else ""
         message += self.mendings.words()
-        self._ready = not refused
+        self.ready = not refused
         down = bool(refused) and wiring.is_down(self.config.uplink)
         message = f"the uplink {self.config.uplink} is down; {message}" if down else message
-        self._tell_plugin()
+        self.tell_plugin()
         message += f"; new pods do not come here, the runtime reads {self._rival} first" if self._rival else ""
         self.status.update(
             ready=not refused,
@@ -374,106 +292,13 @@ class Agent:
             mtu=self.node.mtu,
         )
 
-    def _tell_plugin(self) -> None:
+    def tell_plugin(self) -> None:
         """Tell the plugin binary that this agent is ready, for the time in which another one replaces it."""
         try:
-            if self._ready:
+            if self.ready:
                 readiness.tell(self.config.run_dir, self.config.conflist)
         except OSError as err:
             log.warn("the plugin cannot be told that the agent is ready", error=str(err))
-
-    async def _telling(self) -> None:
-        while True:
-            await asyncio.sleep(readiness.EACH)
-            self._tell_plugin()
-
-    async def follow(self, stop: asyncio.Event, client: ClientConfig) -> None:
-        """Run until `stop` is set: sync when Nodes change, and periodically to repair changes that other programs made
-        in the kernel.
-        """
-        changed = asyncio.Event()
-        links, commits = NetWatch(routes.PROTOCOL), Commits(self.firewall.port_id)
-
-        async def mend() -> None:
-            changed.set()
-
-        upkeep = Upkeep(self._counts(), mend, every=RESYNC_SECONDS, unsettled=lambda: self._waits)
-
-        def heard(event: Event) -> None:
-            if event.type != "MODIFIED" or event.old is None or routes.facts(event.old) != routes.facts(event.object):
-                beat.pending()
-                changed.set()
-
-        async with ApiClient(client) as api:
-            informer = Informer(api, "/api/v1/nodes", on_event=heard, on_synced=changed.set)
-            watching = asyncio.create_task(informer.run())
-            stopping = asyncio.create_task(stop.wait())
-            telling = asyncio.create_task(self._telling())
-            looking = asyncio.create_task(upkeep.run((links, commits)))
-            try:
-                pause = None
-                while not stop.is_set():
-                    news = asyncio.create_task(changed.wait())
-                    tasks = {news, stopping, watching, looking}
-                    await asyncio.wait(tasks, timeout=pause, return_when=asyncio.FIRST_COMPLETED)
-                    news.cancel()
-                    for endless in (watching, looking):
-                        if endless.done():
-                            endless.result()  # the task ends early only because of a bug in podwire
-                    changed.clear()
-                    if informer.synced.is_set() and not stop.is_set():
-                        beat.taking()
-                        await asyncio.to_thread(upkeep.reading)
-                        pause = await self._sync(dict(informer.objects))
-                        names = (BRIDGE, *overlay.TUNNELS.values(), *self.networks.known)
-                        links.watch(filter(None, map(index_of, names)), index_of(self.config.uplink))
-                        await asyncio.to_thread(upkeep.settled)
-                        await self._tell_events(api)
-            finally:
-                self._tell_plugin()
-                for task in (watching, stopping, telling, looking):
-                    task.cancel()
-                await asyncio.gather(watching, stopping, telling, looking, return_exceptions=True)
-                links.close()
-                commits.close()
-
-    def _counts(self) -> tuple[Counts, ...]:
-        paths = (self.config.conflist, self.config.conflist.parent, self.config.leases)
-
-        def of_node() -> tuple[object, ...]:
-            return counting.of_links(), counting.of_sysctls(), counting.of_files(paths)
-
-        def own() -> int:
-            return self.firewall.changes
-
-        # No notification tells of a pod's link, so a look after pods came and went must not take the links as right.
-        return Counts(of_node), Counts(self.firewall.counts, self.firewall.generation, own)
-
-    def _sync_in_thread(self, objects: Mapping[str, Object]) -> bool:
-        with beat.work("sync"):
-            return self.sync(objects)
-
-    async def _tell_events(self, api: ApiClient) -> None:
-        """Send the Events about pods and the Node. One that the API server does not take is lost; the log has it."""
-        events, self.care.events = [*self.care.events, *self.mendings.events()], []
-        for event in events:
-            try:
-                await api.create(f"/api/v1/namespaces/{event['metadata']['namespace']}/events", event)
-            except ApiError as err:
-                log.debug("event not stored", reason=event["reason"], error=str(err))
-
-    async def _sync(self, objects: Mapping[str, Object]) -> float | None:
-        """Sync once. Returns the seconds until the next sync, if no Node changes before; None: the upkeep tells."""
-        try:
-            whole = await asyncio.to_thread(self._sync_in_thread, objects)
-        except Exception as err:  # any error may be temporary, and the agent must attach pods meanwhile
-            log.error("sync failed", error=str(err), kind=type(err).__name__)
-            self._ready = False
-            self.status.update(ready=False, reason="SyncFailed", message=f"{type(err).__name__}: {err}")
-            return RETRY_SECONDS
-        if whole:
-            beat.settled()
-        return None if whole else RETRY_SECONDS
 
 
 def run(config: WiringConfig) -> None:
@@ -526,4 +351,4 @@ def _few_arenas() -> None:
 
 
 async def _until_signal(agent: Agent, client: ClientConfig) -> None:
-    await agent.follow(stop_event(), client)
+    await Follower(agent).run(stop_event(), client)

@@ -106,8 +106,8 @@ class CniNode:
         )
 
     def look(self) -> None:
-        """Make the agent compare its whole state with the kernel now, and not only agent.RESYNC_SECONDS later. Without
-        this, it mends at once only what a notification of the kernel tells.
+        """Make the agent compare its whole state with the kernel now, and not only after following.RESYNC_SECONDS.
+        Without this, it mends at once only what a notification of the kernel tells.
         """
         known = self.routes()
         put_node(self.api, "passing", "10.244.250.0/24", "192.0.2.250")
