@@ -24,7 +24,7 @@ from ..apply.scale import scale_of
 from ..rbac.rules import Attributes
 from ..store.base import Item
 from ..strategies.certificates import requested_by
-from . import answers, auth, bodies, deprecated, lists, media, streams
+from . import answers, auth, bodies, deprecated, lists, media, preparing, streams, subresources
 from .accounts import Accounts
 from .answers import View
 from .authorizer import Authorizer
@@ -243,7 +243,7 @@ class Handlers:
     async def _review(self, call: Call, review: Review) -> web.StreamResponse:
         repeated: list[str] = []
         body = await self._body(call, bodies.media_of(call.http), repeated)
-        asked, warnings = self.objects.shape(call.scope.resource, body, _options(call, "CreateOptions", repeated))
+        asked, warnings = preparing.shape(call.scope.resource, body, _options(call, "CreateOptions", repeated))
         answer = self._made(replace_view(call), await review(call.http, call.user, asked, call.scope.namespace), 201)
         answers.warn(answer, warnings)
         return answer
@@ -253,7 +253,7 @@ class Handlers:
         options = _options(call, "CreateOptions")
         kind = bodies.media_of(call.http)
         body = await bodies.decode(await bodies.read(call.http), kind, TOKEN_REQUEST.api_version, TOKEN_REQUEST.kind)
-        asked, warnings = self.objects.shape(TOKEN_REQUEST, body, options)
+        asked, warnings = preparing.shape(TOKEN_REQUEST, body, options)
         made = await self.accounts.request(call.scope.namespace, call.scope.name, asked, call.user.node)
         answer = self._made(replace_view(call), made, 201)
         answers.warn(answer, warnings)
@@ -275,7 +275,7 @@ class Handlers:
         pod = call.scope.name or (
             name(body) if isinstance(body, dict) and isinstance(body.get("metadata"), dict) else ""
         )
-        await self.objects.bind(Scope(of("Pod"), call.scope.namespace, pod), body, options)
+        await subresources.bind(self.objects, Scope(of("Pod"), call.scope.namespace, pod), body, options)
         done = {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201}
         return self._made(replace_view(call), done, 201)
 
@@ -286,9 +286,9 @@ class Handlers:
         obj = await self._body(call, kind, repeated)
         options = replace(options, repeated=tuple(repeated))
         if call.scope.sub == "finalize":
-            return self._written(call, await self.objects.finalize(call.scope.name, obj))
+            return self._written(call, await subresources.finalize(self.objects, call.scope.name, obj))
         if call.scope.sub == "scale":
-            return self._scaled(call, await self.objects.change_scale(call.scope, "", obj, options))
+            return self._scaled(call, await subresources.change_scale(self.objects, call.scope, "", obj, options))
         return self._written(call, await self.objects.update(call.scope, obj, options))
 
     async def _patch(self, call: Call) -> web.StreamResponse:
@@ -302,7 +302,7 @@ class Handlers:
         options = replace(options, repeated=tuple(repeated))
         scope = call.scope
         if scope.sub == "scale":
-            return self._scaled(call, await self.objects.change_scale(scope, kind, body, options))
+            return self._scaled(call, await subresources.change_scale(self.objects, scope, kind, body, options))
         if applies:
             return self._written(call, await self.objects.apply(scope, body, options, partial(_new, call)))
         return self._written(call, await self.objects.patch(scope, kind, body, options))

@@ -6,6 +6,7 @@ import pytest
 
 from podwire_base.testing.builders import deployment, pod, version
 
+from ..server import subresources
 from ..testing.builders import World
 from .test_objects import in_world, refused
 
@@ -99,11 +100,11 @@ def test_namespaces_are_emptied_first() -> None:
         await world.patch("Namespace", "old", {"spec": {"finalizers": []}})
         await world.get("Namespace", "old")  # only the finalize subresource removes that one
         await world.store.put("/core/configmaps/old/left", b'{"metadata":{"name":"left"}}')
-        await refused(world.objects.finalize("old", {"spec": {"finalizers": []}}), 409, "configmaps")
+        await refused(subresources.finalize(world.objects, "old", {"spec": {"finalizers": []}}), 409, "configmaps")
         await world.store.delete("/core/configmaps/old/left")
-        await world.objects.finalize("old", {"spec": {"finalizers": []}})
+        await subresources.finalize(world.objects, "old", {"spec": {"finalizers": []}})
         await refused(world.get("Namespace", "old"), 404)
-        await refused(world.objects.finalize("old", {"spec": {"finalizers": []}}), 404)
+        await refused(subresources.finalize(world.objects, "old", {"spec": {"finalizers": []}}), 404)
 
     in_world(work)
 
