@@ -22,9 +22,7 @@ _PATTERNS = (
     (re.compile(r"\b[a-z0-9]{6}\.[a-z0-9]{16}\b"), REDACTED),  # bootstrap tokens (kubeadm's and ours)
     (re.compile(r"(?i)\b(bearer|basic)\s+[\w.~+/=-]{8,}"), rf"\1 {REDACTED}"),
     (
-        re.compile(
-            rf"(?i)(\b[\w.-]{{0,40}}?{_SECRET_WORD}[\w.-]{{0,40}}\"?\s{{0,8}}[=:]\s{{0,8}})(\"[^\"]*\"|'[^']*'|[^\s,;}}\]]+)"
-        ),
+        re.compile(rf"(?i)({_SECRET_WORD}[\w.-]{{0,40}}\"?\s{{0,8}}[=:]\s{{0,8}})(\"[^\"]*\"|'[^']*'|[^\s,;}}\]]+)"),
         rf"\1{REDACTED}",
     ),
     (

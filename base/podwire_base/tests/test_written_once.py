@@ -239,7 +239,10 @@ ROLE_HALF = [
         lambda node: isinstance(node, ast.Call) and _attribute("add_signal_handler")(node.func),
         {ROLE + "run.py": 1},
         "loop.add_signal_handler(signal.SIGTERM, stop.set)",
-        {"dns/podwire_dns/sources.py": "SIGHUP, which reads the settings anew"},
+        {
+            "dns/podwire_dns/sources.py": "SIGHUP, which reads the settings anew",
+            "app/podwire/page/launch.py": "SIGTERM alone: Ctrl-C is for the parent, which then ends this process",
+        },
     ),
     Once("sd_notify", _constant("NOTIFY_SOCKET"), {ROLE + "run.py": 1}, 'os.environ["NOTIFY_SOCKET"]'),
     Once(
