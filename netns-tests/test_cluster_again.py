@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from lab.cluster import cluster, last_words
+from lab.patience import patient
 from podwire.cluster import lifecycle
 from podwire.cluster.config import ClusterConfig
 from podwire.cluster.teardown import abandon, supervisor
@@ -33,7 +34,11 @@ ECHO = (
 
 def podwire(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "podwire.main", *words], capture_output=True, text=True, check=False, timeout=120
+        [sys.executable, "-m", "podwire.main", *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=patient(120),
     )
 
 
@@ -116,7 +121,7 @@ def test_a_taken_port_is_named_at_once_and_nothing_is_lost(lab: DemoLab) -> None
     with socket.create_server(("127.0.0.1", lab.config.api_port)):
         done = podwire("up", "--name", lab.config.name)
     assert done.returncode == 1 and f"port {lab.config.api_port} of 127.0.0.1 is taken" in " ".join(done.stderr.split())
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < patient(10)
     up_again(lab)
     answers(lab)
 
@@ -129,7 +134,7 @@ def test_a_role_that_cannot_start_ends_the_wait_with_its_error(lab: DemoLab) -> 
     try:
         began = time.monotonic()
         done = podwire("up", "--name", lab.config.name)
-        assert time.monotonic() - began < 20
+        assert time.monotonic() - began < patient(20)
         told = " ".join(done.stderr.split())
         assert done.returncode == 1 and "apiserver ends again and again: Expecting property name" in told
         assert f"logs: {lab.config.run_dir}/log" in told and (lab.config.run_dir / "log" / "apiserver.log").exists()
@@ -178,7 +183,7 @@ def test_two_at_once() -> None:
             subprocess.Popen([*argv, name], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
             for name in (first, first, second)
         ]
-        told = [one.communicate(timeout=120) for one in ups]
+        told = [one.communicate(timeout=patient(120)) for one in ups]
         assert sorted(one.returncode for one in ups[:2]) == [0, 1], told
         refused = next(err for one, (_, err) in zip(ups, told, strict=True) if one.returncode)
         assert "is being started by another `podwire up`" in " ".join(refused.split())
@@ -204,14 +209,14 @@ find /run -type f
 """
     began = time.monotonic()
     done = subprocess.run(
-        ["unshare", "-m", "sh", "-c", script], capture_output=True, text=True, check=False, timeout=120
+        ["unshare", "-m", "sh", "-c", script], capture_output=True, text=True, check=False, timeout=patient(120)
     )
     told = " ".join((done.stdout + done.stderr).split())
     assert "No space left on device" in told or "database or disk is full" in told, told
     assert f"logs: /run/podwire/{name}.failed" in told, told
     assert done.stdout.split().count("cluster") == 1 + 1 and "status 1" in told and told.count("status 0") == 1, told
     assert not supervisor(ClusterConfig(name=name))
-    assert time.monotonic() - began < 60
+    assert time.monotonic() - began < patient(60)
 
 
 def test_the_port_is_held_from_the_first_moment() -> None:

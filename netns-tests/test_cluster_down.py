@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from lab.patience import patient
 from podwire.cluster import lifecycle, mounts, network, record
 from podwire.cluster.config import BASE, MARKER, NETNS, ClusterConfig
 from podwire.demo.lab import wait_for
@@ -181,7 +182,7 @@ def test_down_works_whatever_others_did(
             others = bool(mounts.points(str(NETNS / "other")))
             told: list[str] = []
             assert lifecycle.down(config, told.append) == []
-            assert child.wait(5) == -9
+            assert child.wait(patient(5)) == -9
             gone(config)
             if others:
                 run("ip", "netns", "exec", "other", "true")

@@ -17,6 +17,7 @@ import pytest
 from lab.cnicluster import OUTSIDE, Cluster, two_nodes
 from lab.cninode import ask, received, wait_until
 from lab.netns import NetNS
+from lab.patience import patient
 
 SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33
 SALVO, SIZE = 200, 1000
@@ -48,7 +49,7 @@ def through(sender: NetNS, receiver: NetNS, address: str) -> tuple[int, float]:
         to.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 8 << 20)
         back.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, 8 << 20)
         to.bind((address, 0))
-        to.settimeout(5)
+        to.settimeout(patient(5))
         back.sendto(b"", to.getsockname())  # resolve neighbours first: the queue for unresolved neighbours is small
         assert to.recv(1) == b""
         to.settimeout(0.4)

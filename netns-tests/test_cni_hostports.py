@@ -16,6 +16,7 @@ from lab.capture import Capture
 from lab.cnicluster import OUTSIDE, Cluster, give, two_nodes
 from lab.cninode import ask, put_node, wait_until
 from lab.netns import NetNS
+from lab.patience import patient
 
 NODE, NODE6, OTHER = "192.0.2.1", "fd0a::1", "192.0.2.101"
 
@@ -292,7 +293,7 @@ def test_pods_do_not_reach_the_nodes_loopback(cluster: Cluster) -> None:
     server = one.ns.call(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
     with server:
         server.bind(("0.0.0.0", 0))
-        server.settimeout(2)
+        server.settimeout(patient(2))
         raw = bad.call(lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW))
         with raw:
             raw.bind(("eth0", 0))

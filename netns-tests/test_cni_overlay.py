@@ -17,6 +17,7 @@ from lab.capture import Capture
 from lab.cninode import ask, peer_server, wait_until
 from lab.cnirouted import Routed, by_way_of, figure, give, no_checksum_offload, routed_nodes
 from lab.netns import NetNS
+from lab.patience import patient
 from lab.probe import ping
 
 IP_MTU_DISCOVER, IP_PMTUDISC_DO = 10, 2
@@ -68,7 +69,7 @@ def say(ns: NetNS, address: str, port: int, data: bytes, *, fragments: bool = Tr
     """The answer of `echo`. Raises OSError (EMSGSIZE) if the packet is too large and must not be fragmented."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with ns.call(lambda: socket.socket(family, socket.SOCK_DGRAM)) as sock:
-        sock.settimeout(5)
+        sock.settimeout(patient(5))
         if not fragments:
             sock.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_DO)
         sock.sendto(data, (address, port))
@@ -90,10 +91,10 @@ def transfer(source: NetNS, target: NetNS, address: str, size: int = 2 << 20) ->
     thread = threading.Thread(target=receive, daemon=True)
     thread.start()
     with listener, source.call(lambda: socket.create_connection(listener.getsockname()[:2], 5)) as sock:
-        sock.settimeout(20)
+        sock.settimeout(patient(20))
         sock.sendall(data)
         sock.shutdown(socket.SHUT_WR)
-        thread.join(20)
+        thread.join(patient(20))
     assert got.digest() == hashlib.sha256(data).digest()
 
 
@@ -206,7 +207,7 @@ def test_inner_checksums_without_offload(world: Routed) -> None:
     server = b.call(lambda: socket.create_server(("0.0.0.0", 8080)))
     datagrams = b.call(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
     datagrams.bind(("0.0.0.0", 8080))
-    datagrams.settimeout(5)
+    datagrams.settimeout(patient(5))
     try:
         with Capture(world.router, "far") as far:
             with outside.call(lambda: socket.create_connection(("192.0.2.1", 30080), 5)) as sock:

@@ -15,6 +15,7 @@ from lab.capture import Capture
 from lab.cnicluster import OUTSIDE, Cluster, two_nodes
 from lab.cninode import ask, put_node, wait_until
 from lab.netns import NetNS
+from lab.patience import patient
 from podwire_base.kernel.netns import in_thread, setns
 
 
@@ -43,7 +44,7 @@ def ping(ns: NetNS, address: str) -> IP | None:
     """The reply to one ICMP echo request that the namespace's own stack sends."""
     sock = ns.call(lambda: socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP))
     with sock:
-        sock.settimeout(5)
+        sock.settimeout(patient(5))
         sock.sendto(bytes(ICMP(id=77, seq=1) / b"podwire"), (address, 0))
         while True:
             try:
@@ -106,7 +107,7 @@ def test_established_masqueraded_flow_survives_an_agent_restart(cluster: Cluster
         one.stop()
         one.start()
         flow.sendall(b"still here")
-        far.settimeout(5)
+        far.settimeout(patient(5))
         assert far.recv(100) == b"still here"
         far.sendall(b"so am I")
         assert flow.recv(100) == b"so am I"
@@ -184,7 +185,7 @@ def test_first_packet_of_a_fresh_pod_arrives(cluster: Cluster) -> None:
     (b, b_ip) = cluster.pod(one, "b")
     box = b.call(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
     box.bind((b_ip, 5000))
-    box.settimeout(5)
+    box.settimeout(patient(5))
     with box:
         for i in range(10):
             pod, ip = cluster.pod(one, f"fresh{i}")

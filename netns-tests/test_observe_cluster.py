@@ -20,6 +20,7 @@ import pytest
 from click.testing import CliRunner
 
 from lab.cluster import EXAMPLES, cluster
+from lab.patience import patient
 from podwire.demo.lab import DemoLab, Pod, wait_for
 from podwire.main import cli
 from podwire_base.kernel.netns import call_in
@@ -69,7 +70,7 @@ def send(src: Pod, port: int, address: str, to: int, data: bytes, *, udp: bool =
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM if udp else socket.SOCK_STREAM) as sock:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.bind(("", port))
-            sock.settimeout(2)
+            sock.settimeout(patient(2))
             try:
                 sock.connect((address, to))
                 sock.sendall(data)

@@ -11,6 +11,7 @@ import pytest
 from lab.cninode import CniNode, peer_server, put_node, wait_until
 from lab.fakeapi import FakeApi
 from lab.netns import Lab, NetNS
+from lab.patience import patient
 from lab.podman import Podman
 from podwire_base.kernel.netns import within
 
@@ -79,7 +80,7 @@ def test_published_ports(world: World) -> None:
     def bound(kind: socket.SocketKind, port: int) -> socket.socket:
         def work() -> socket.socket:
             sock = socket.socket(socket.AF_INET, kind)
-            sock.settimeout(5)
+            sock.settimeout(patient(5))
             sock.bind(("0.0.0.0", port))
             return sock
 
@@ -92,7 +93,7 @@ def test_published_ports(world: World) -> None:
             with client.call(lambda target=target: socket.create_connection((target, 8080), 5)):  # type: ignore[misc]
                 assert server.accept()[1][0] == seen
         with world.outside.call(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as sock:
-            sock.settimeout(5)
+            sock.settimeout(patient(5))
             sock.sendto(b"?", (NODE, 5300))
             question, peer = datagrams.recvfrom(10)
             datagrams.sendto(b"!", peer)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from lab.patience import patient
 from podwire.cluster.config import MARKER, ClusterConfig
 from podwire.cluster.lifecycle import down, up
 from podwire_base.role.supervisor import read_state
@@ -72,7 +73,7 @@ def test_ps_shows_role_and_node_and_down_finds_every_process(tmp_path: Path, mon
         subprocess.run(
             [sys.executable, "-m", "podwire.main", "down", "--name", config.name], check=True, capture_output=True
         )
-        process.wait(10)
+        process.wait(patient(10))
         assert marked(config) == {}
         assert not config.run_dir.exists()
     finally:
