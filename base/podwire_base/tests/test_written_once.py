@@ -51,9 +51,8 @@ def _struct(form: str) -> Callable[[ast.AST], bool]:
 
 
 def _constant(*values: object) -> Callable[[ast.AST], bool]:
-    return lambda node: (
-        isinstance(node, ast.Constant) and (type(node.value), node.value) in {(type(value), value) for value in values}
-    )
+    wanted = {(type(value), value) for value in values}
+    return lambda node: isinstance(node, ast.Constant) and (type(node.value), node.value) in wanted
 
 
 def _attribute(*names: str) -> Callable[[ast.AST], bool]:
@@ -247,7 +246,11 @@ ROLE_HALF = [
     Once("sd_notify", _constant("NOTIFY_SOCKET"), {ROLE + "run.py": 1}, 'os.environ["NOTIFY_SOCKET"]'),
     Once(
         "the histogram",
-        lambda node: isinstance(node, ast.Subscript) and ast.unparse(node.slice).startswith("bisect_left(self.bounds"),
+        lambda node: (
+            isinstance(node, ast.Subscript)
+            and isinstance(node.slice, ast.Call)
+            and ast.unparse(node.slice).startswith("bisect_left(self.bounds")
+        ),
         {ROLE + "metrics.py": 1},
         "class Times:\n    def note(self, x):\n        self.counts[bisect_left(self.bounds, x)] += 1",
     ),
