@@ -153,7 +153,7 @@ test-clients: $(VENV)/.installed-dev  ## kubectl and other clients, unmodified, 
 
 image: $(VENV)/.installed  ## the agent as an OCI image in dist/, without a container engine (root)
 	$(call need,$(TOOLS) mmdebstrap:mmdebstrap)
-	@$(BIN)/podwire image
+	@$(BIN)/podwire image build
 
 test-image: $(VENV)/.installed-dev runtimes  ## builds the image and runs it in containerd of Debian's package (root)
 	$(call need,$(TOOLS) mmdebstrap:mmdebstrap)

@@ -1,4 +1,4 @@
-"""The image of `podwire image` in Debian's containerd (`make test-image`, two minutes).
+"""The image of `podwire image build` in Debian's containerd (`make test-image`, two minutes).
 
 `ctr` imports it, and it runs as the DaemonSet's containers do.
 """
@@ -33,7 +33,11 @@ NAME = f"podwire.io/podwire:{VERSION}"
 
 def built(path: Path) -> Path:
     done = subprocess.run(
-        [f"{sys.prefix}/bin/podwire", "image", "-o", str(path)], cwd=ROOT, capture_output=True, text=True, check=False
+        [f"{sys.prefix}/bin/podwire", "image", "build", "-o", str(path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -10,6 +11,7 @@ from typing import Any
 
 from podwire_base.role import beat, layout, logs
 from podwire_base.role.supervisor import Role, Supervisor
+from podwire_node.cri.daemonconfig import CriConfig
 from podwire_node.podspec import NodeDns
 
 from .settings import JOINED, ROLES, nameservers, override
@@ -28,7 +30,8 @@ class AgentConfig:
     values for single fields of the roles' Configs (settings.py); they override all other settings. no_pods: network
     namespaces that are no pod's: the machine's, and those of other nodes; a directory stands for its files.
     more_addresses: further InternalIPs of the node (with pods). left: roles that another agent of the node runs, with
-    another run_dir. pod_name: the name of the agent's own pod.
+    another run_dir. pod_name: the name of the agent's own pod. cri_data:
+    the node's directory on disk, where containerd runs the pods; None: the netns runtime. cri_cgroup: of these pods.
     """
 
     node_name: str
@@ -56,6 +59,8 @@ class AgentConfig:
     more_addresses: tuple[str, ...] = ()
     left: tuple[str, ...] = ()
     pod_name: str = ""
+    cri_data: Path | None = None
+    cri_cgroup: str = ""
 
 
 def dns_config(config: AgentConfig) -> object:
@@ -243,8 +248,18 @@ def _node(config: AgentConfig) -> None:
             tuple(pause_command()),
             config.labels,
             config.more_addresses,
+            _cri(config),
         )
     )
+
+
+def _cri(config: AgentConfig) -> CriConfig | None:
+    if config.cri_data is None:
+        return None
+    from podwire_cni import native, pauseimage
+
+    program = Path(native.pause_command()[0]).read_bytes()
+    return CriConfig(config.cri_data, config.cri_cgroup, pauseimage.build(program, os.uname().machine))
 
 
 def _identity(config: AgentConfig) -> None:

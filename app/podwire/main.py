@@ -44,7 +44,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "store": ("podwire.commands.store", "store", "Back the cluster's objects up, and restore them."),
     "install": ("podwire.commands.install", "install", "Put podwire on a node without images."),
     "uninstall": ("podwire.commands.install", "uninstall", "Remove podwire from the node."),
-    "image": ("podwire.commands.image", "image", "Build the agent's OCI image without a container engine."),
+    "image": ("podwire.commands.image", "image", "Build images; load, pull, list and remove those of a cri cluster."),
     "agent": ("podwire.commands.parts", "agent", "All roles of one node, supervised."),
     "apiserver": ("podwire.commands.parts", "apiserver", "The API server alone."),
     "controllers": ("podwire.commands.parts", "controllers", "Controllers and scheduler alone."),
@@ -93,7 +93,8 @@ INSTEAD: dict[str, str] = {
     "trace": "`podwire explain SRC DST:PORT` does it",
     "version": "`podwire --version` does it",
     "help": "`podwire --help` does it, and `podwire COMMAND --help`",
-    "load": "`podwire image` builds the agent's image",
+    **dict.fromkeys(("build", "pull", "images"), "`podwire image --help` lists what it does with images"),
+    "load": "`podwire image load FILE` does it, in a cluster with the runtime cri",
 }
 
 

@@ -11,7 +11,7 @@ import asyncio
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from podwire_base.kube.errors import ApiError, Refused
 from podwire_base.kube.meta import Object, key, name, namespace, uid
 from podwire_base.kube.registry import of
 from podwire_base.role import logs
+from podwire_base.role.waits import until_set
 
 from . import projected
 from .podspec import Refused as NotRun
@@ -64,6 +65,19 @@ def write(directory: Path, files: dict[str, tuple[bytes, int]]) -> bool:
     return True
 
 
+def _group(pod: Object) -> int | None:
+    found = (pod["spec"].get("securityContext") or {}).get("fsGroup")
+    return None if found is None else int(found)
+
+
+def give(directory: Path, group: int) -> None:
+    """Let a group (fsGroup) read a volume: it is the owner of everything in it. Raises OSError."""
+    for path in (directory, *directory.rglob("*")):
+        if not path.is_symlink():
+            os.chown(path, -1, group)
+            path.chmod(path.stat().st_mode | (0o2550 if path.is_dir() else 0o440))
+
+
 def _same(present: Path, files: dict[str, tuple[bytes, int]]) -> bool:
     found = {str(path.relative_to(present)) for path in present.rglob("*") if path.is_file()}
     return found == files.keys() and all((present / path).read_bytes() == raw for path, (raw, _) in files.items())
@@ -84,16 +98,54 @@ class ApiAccess:
         self.api, self.directory, self.clock = api, directory / "volumes", clock
         self.known = {} if known is None else known
         self._tokens: dict[Token, tuple[str, float]] = {}  # text, when it is renewed
+        self.changed = asyncio.Event()  # the pod has other labels or annotations
+        self._objects: dict[Held, Object] = {}
+        self._services: list[Object] = []
+        self._resource: Callable[[Object], str] = lambda _: ""
 
-    async def prepare(self, pod: Object, container: Object, field: Callable[[str], str]) -> list[list[str]]:
-        """Write the volumes that a container mounts, and return them as binds: [directory, path, mode]. Raises
-        podspec.Refused, ApiError and OSError.
+    async def prepare(
+        self,
+        pod: Object,
+        volumes: Iterable[str],
+        field: Callable[[str], str],
+        resource: Callable[[Object], str] = lambda _: "",
+    ) -> None:
+        """Write volumes of the pod. What was written stays if the API server does not answer. Raises podspec.Refused,
+        ApiError and OSError.
         """
-        binds = []
-        for volume, path in projected.mounts(pod, container):
-            await self._write(pod, volume, field)
-            binds.append([str(self.directory / volume), path, "ro"])
-        return binds
+        self._resource = resource
+        for volume in volumes:
+            try:
+                await self._write(pod, volume, field)
+            except ApiError as err:
+                if isinstance(err, Refused) or not (self.directory / volume / _DATA).exists():
+                    raise
+
+    async def objects(self, pod: Object, needs: Iterable[Held]) -> dict[Held, Object]:
+        """Return the ConfigMaps and Secrets that exist; those of the last time if the API server does not answer.
+        Raises ApiError.
+        """
+        for need in needs:
+            try:
+                found = await self._object(pod, need)
+            except ApiError as err:
+                if isinstance(err, Refused) or need not in self._objects:
+                    raise
+                continue
+            if found is None:
+                self._objects.pop(need, None)
+            else:
+                self._objects[need] = found
+        return dict(self._objects)
+
+    async def services(self, space: str) -> list[Object]:
+        """Return a namespace's Services, the older first; those of the last time if the API server does not answer."""
+        try:
+            found = (await self.api.get(of("Service").path(space)))["items"]
+            self._services = sorted(found, key=lambda one: str(one["metadata"].get("creationTimestamp")))
+        except ApiError:
+            pass  # a container starts without links rather than not at all
+        return self._services
 
     async def server(self) -> dict[str, str]:
         """Return the variables that tell a container where the API server is. Raises ApiError."""
@@ -104,7 +156,8 @@ class ApiAccess:
     async def keep(self, pod: Callable[[], Object], field: Callable[[str], str]) -> None:
         """Write the volumes again whenever something in them changes, and before a token ends. Runs forever."""
         while True:
-            await asyncio.sleep(self._wait())
+            await until_set(self.changed, self._wait())
+            self.changed.clear()
             for volume in [entry.name for entry in self.directory.iterdir()] if self.directory.is_dir() else ():
                 try:
                     await self._write(pod(), volume, field)
@@ -122,7 +175,9 @@ class ApiAccess:
                 found[need] = await self._token(pod, need)
             elif (obj := await self._object(pod, need)) is not None:
                 found[need] = obj
-        write(self.directory / volume, projected.files(pod, volume, found, field))
+        made = projected.files(pod, volume, found, field, self._resource)
+        if write(self.directory / volume, made) and (group := _group(pod)) is not None:
+            give(self.directory / volume, group)
 
     async def _object(self, pod: Object, need: Held) -> Object | None:
         try:

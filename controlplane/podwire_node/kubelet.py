@@ -5,12 +5,14 @@ its Node.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 import platform
 import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from podwire_base.kube.client import config as client_config
 from podwire_base.kube.client.http import ApiClient
@@ -28,10 +30,15 @@ from podwire_base.role import status as rolestatus
 from podwire_base.role.run import main, stop_event, until_stopped
 
 from .cni_runtime import Attachment, CniFailed, CniRuntime
+from .cri.daemonconfig import CriConfig
+from .environment import Room
 from .podspec import NodeDns
 from .podstatus import beaten, conditions, new_words, quiet
 from .podworker import PodHost, PodWorker
 from .runtime import Process, Sandbox, read
+
+if TYPE_CHECKING:
+    from .cri.start import CriRuntime
 
 log = logs.get("node")
 HEARTBEAT = 10.0
@@ -42,7 +49,7 @@ STOP_SECONDS = 5
 @dataclass(frozen=True)
 class NodeConfig:
     """address, more_addresses: the node's InternalIPs. cni_bin: directory of the plugins. conf_dir: directory of the
-    conflist.
+    conflist. cri: of the runtime cri; None: netns.
     """
 
     node_name: str
@@ -54,6 +61,7 @@ class NodeConfig:
     pause_command: tuple[str, ...]
     labels: tuple[tuple[str, str], ...] = ()
     more_addresses: tuple[str, ...] = ()
+    cri: CriConfig | None = None
 
     @property
     def conf_dir(self) -> Path:
@@ -76,7 +84,17 @@ class Kubelet:
             self._gone,
             self._event,
             api,
+            room=Room(os.cpu_count() or 1, memory_bytes()),
+            host_files=(config.cri.data if config.cri else config.run_dir) / "host",
         )
+        self.runtime: CriRuntime | None = None
+        if config.cri:
+            from .cri import start
+
+            self.runtime = start.CriRuntime(
+                config.cri, api, config.run_dir, config.cni_bin, config.address, memory_bytes()
+            )
+            self.host = dataclasses.replace(self.host, engine=self.runtime.engine)
         self.informer = Informer(
             api,
             "/api/v1/pods",
@@ -142,8 +160,11 @@ class Kubelet:
                 self._spawn(self._remove(directory))
 
     async def _remove(self, directory: Path) -> None:
-        sandbox = Sandbox(directory)
         facts = read(directory / "pod.json") or {}
+        if self.runtime:
+            await self.runtime.forget(directory)
+            return
+        sandbox = Sandbox(directory)
         pause = sandbox.process()
         log.info("removing a pod that is gone", pod=f"{facts.get('namespace')}/{facts.get('name')}")
         netns = f"/proc/{pause.pid}/ns/net" if pause else ""
@@ -211,10 +232,11 @@ class Kubelet:
             wanted[kind] = (stands[role].ready, stands[role].reason, stands[role].message)
         network = self.cni.conflist() is not None
         wanted["NetworkUnavailable"] = (not network, "" if network else "NoCNIConfig", "")
+        served = self.runtime is None or self.runtime.serves
         wanted["Ready"] = (
-            network,
-            "NodeReady" if network else "NetworkNotReady",
-            "" if network else "no CNI configuration yet",
+            network and served,
+            "NodeReady" if network and served else "KubeletNotReady" if network else "NetworkNotReady",
+            "" if network and served else "container runtime is down" if network else "no CNI configuration yet",
         )
         room = {"cpu": str(os.cpu_count()), "memory": _memory(), "pods": "250"}
         return {
@@ -228,7 +250,7 @@ class Kubelet:
             "nodeInfo": {
                 "kernelVersion": platform.release(),
                 "kubeletVersion": git_version(),
-                "containerRuntimeVersion": "netns://podwire",
+                "containerRuntimeVersion": self.runtime.version if self.runtime else "netns://podwire",
                 "operatingSystem": "linux",
                 "machineID": "",
                 "systemUUID": "",
@@ -311,6 +333,9 @@ class Kubelet:
     async def run(self) -> None:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._sync_node())
+            if self.runtime:
+                tasks.create_task(self.runtime.run())
+                await self.runtime.served.wait()  # what it runs is looked at before the pods are
             tasks.create_task(self.informer.run())
             tasks.create_task(self.recorder.run())
 
@@ -322,7 +347,11 @@ def _architecture() -> str:
 
 def _memory() -> str:
     """Return the machine's memory as a quantity: pods of all its nodes share it."""
-    return f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') // 1024}Ki"
+    return f"{memory_bytes() // 1024}Ki"
+
+
+def memory_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _os_name() -> str:

@@ -4,8 +4,9 @@ This module does no I/O.
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +18,13 @@ PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 class Refused(Exception):
-    """This runtime cannot run the container. reason: the waiting reason in the pod's status."""
+    """This runtime cannot run the container now. reason: the waiting reason in the pod's status. again: seconds until
+    it is worth another try.
+    """
 
-    def __init__(self, reason: str, message: str) -> None:
+    def __init__(self, reason: str, message: str, again: float = 5.0) -> None:
         super().__init__(message)
-        self.reason = reason
+        self.reason, self.again = reason, again
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +72,12 @@ def expand(text: str, env: dict[str, str]) -> str:
 
 
 def field_ref(pod: Object, path: str, address: str, host_address: str) -> str:
+    """Return the value of a field of the pod (core/v1 ObjectFieldSelector). address: the pod's addresses, with commas
+    between them. Raises Refused.
+    """
+    if path in ("metadata.labels", "metadata.annotations"):
+        source = labels(pod) if path == "metadata.labels" else annotations_of(pod)
+        return "\n".join(f"{key}={json.dumps(value)}" for key, value in sorted(source.items()))
     if match := re.match(r"^metadata\.(labels|annotations)\['(.+)'\]$", path):
         source = labels(pod) if match[1] == "labels" else annotations_of(pod)
         return source.get(match[2], "")
@@ -78,7 +87,7 @@ def field_ref(pod: Object, path: str, address: str, host_address: str) -> str:
         "metadata.uid": uid(pod),
         "spec.nodeName": pod["spec"].get("nodeName", ""),
         "spec.serviceAccountName": pod["spec"].get("serviceAccountName") or "default",
-        "status.podIP": address,
+        "status.podIP": address.split(",", maxsplit=1)[0],
         "status.podIPs": address,
         "status.hostIP": host_address,
         "status.hostIPs": host_address,
@@ -86,28 +95,6 @@ def field_ref(pod: Object, path: str, address: str, host_address: str) -> str:
     if path not in known:
         raise Refused("CreateContainerConfigError", f"fieldRef {path!r} is not supported; one of {', '.join(known)}")
     return known[path]
-
-
-def environment(
-    pod: Object, container: Object, address: str, host_address: str, server: Mapping[str, str] | None = None
-) -> dict[str, str]:
-    """Return the container's environment. server: the variables that tell where the API server is. Raises Refused for a
-    `valueFrom` that is not supported.
-    """
-    env = {"PATH": PATH, "HOME": "/root", "HOSTNAME": hostname(pod), **(server or {})}
-    for entry in container.get("env") or []:
-        source = entry.get("valueFrom")
-        if not source:
-            env[entry["name"]] = expand(str(entry.get("value") or ""), env)
-        elif "fieldRef" in source:
-            env[entry["name"]] = field_ref(pod, source["fieldRef"].get("fieldPath", ""), address, host_address)
-        else:
-            raise Refused(
-                "CreateContainerConfigError", f"env {entry['name']}: only value and fieldRef are supported here"
-            )
-    if container.get("envFrom"):
-        raise Refused("CreateContainerConfigError", "envFrom is not supported by the netns runtime")
-    return env
 
 
 def server_variables(service: Object) -> dict[str, str]:
@@ -137,23 +124,6 @@ def command(container: Object, env: dict[str, str], echo: list[str]) -> list[str
             f"container {container['name']}: image {container['image']} has no command of its own; set `command`",
         )
     return [expand(w, env) for w in words]
-
-
-def volumes(pod: Object, container: Object) -> list[str]:
-    """Return the mount paths of emptyDir volumes. Raises Refused for a volume of another type."""
-    kinds = {v["name"]: next((k for k in v if k != "name"), "emptyDir") for v in pod["spec"].get("volumes") or []}
-    paths = []
-    for mount in container.get("volumeMounts") or []:
-        kind = kinds.get(mount["name"])
-        if kind == "projected":
-            continue  # projected.py
-        if kind != "emptyDir":
-            raise Refused(
-                "CreateContainerConfigError",
-                f"volume {mount['name']}: {kind or 'not in spec.volumes'}; this runtime has emptyDir and projected",
-            )
-        paths.append(str(mount["mountPath"]))
-    return paths
 
 
 def host_ports(pod: Object) -> list[dict[str, Any]]:

@@ -32,6 +32,10 @@ class ContainerState:
     started: bool = True  # false until the startup probe has succeeded
     id: str = ""
     previous: Object = field(default_factory=dict)
+    scheme: str = "podwire"  # of `id`: the runtime's name
+    image_id: str = ""
+    exit_reason: str = ""  # the runtime's, such as OOMKilled
+    exit_message: str = ""
 
     @property
     def running(self) -> bool:
@@ -63,10 +67,12 @@ def terminated(c: ContainerState) -> Object:
     code = c.exit_code if c.exit_code is not None else 255
     return {
         "exitCode": code,
-        "reason": "Completed" if code == 0 else "Error",
+        "reason": c.exit_reason or ("Completed" if code == 0 else "Error"),
+        **({"message": c.exit_message} if c.exit_message else {}),
         "startedAt": timestamp(c.last_started),
         "finishedAt": timestamp(c.finished),
         **({"signal": c.exit_signal} if c.exit_signal else {}),
+        **({"containerID": f"{c.scheme}://{c.id}"} if c.id else {}),
     }
 
 
@@ -74,15 +80,15 @@ def container_status(c: ContainerState) -> Object:
     status: Object = {
         "name": c.name,
         "image": c.image,
-        "imageID": "",
+        "imageID": c.image_id,
         "restartCount": c.restarts,
         "ready": c.ready,
         "started": c.running and c.started,
         "state": _state(c),
-        "lastState": {"terminated": c.previous} if c.previous else {},
+        "lastState": {"terminated": c.previous} if c.previous and (c.running or c.waiting) else {},
     }
     if c.id:
-        status["containerID"] = f"podwire://{c.id}"
+        status["containerID"] = f"{c.scheme}://{c.id}"
     return status
 
 
@@ -92,7 +98,7 @@ def was(field: str, pod: Object, c: ContainerState) -> bool:
     (KEP-4781).
     """
     rows = pod.get("status", {}).get("containerStatuses") or []
-    run = (f"podwire://{c.id}", c.restarts)
+    run = (f"{c.scheme}://{c.id}", c.restarts)
     return any((row.get("containerID"), row.get("restartCount")) == run and bool(row.get(field)) for row in rows)
 
 
@@ -194,7 +200,11 @@ def pod_status(
         ),
     }
     if init:
-        status["initContainerStatuses"] = [container_status(c) for c in init]
+        ended = [c.exit_code == 0 and not c.running and not c.waiting for c in init]
+        rows = [container_status(c) for c in init]
+        status["initContainerStatuses"] = [
+            {**row, "ready": row["ready"] or e} for row, e in zip(rows, ended, strict=True)
+        ]
     if addresses:
         status |= {"podIP": addresses[0], "podIPs": [{"ip": a} for a in addresses]}
     return status

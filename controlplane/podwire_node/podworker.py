@@ -5,28 +5,34 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import os
-import sys
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from podwire_base.kube.client.http import ApiClient
 from podwire_base.kube.errors import ApiError
 from podwire_base.kube.meta import Object, deleting, key, name, namespace, uid
 from podwire_base.role import logs
 
-from . import podspec, probes, shim
+from . import environment, podspec, probes, termination, volumefiles, volumes
 from .apiaccess import ApiAccess
-from .cni_runtime import Attachment, CniFailed, CniRuntime, addresses
+from .cni_runtime import CniFailed, CniRuntime
+from .environment import Room
+from .launch import Bind, Launch
+from .netnspods import NetnsSandbox
 from .podspec import NodeDns, Refused
 from .podstatus import ContainerState, backoff, pod_status, restart_wanted, terminated, was
-from .runtime import ECHO_IN_POD, Container, Process, RuntimeFailed, Sandbox, echo_command
+from .projected import MISSING
+from .runtime import Container, Process, RuntimeFailed
+
+if TYPE_CHECKING:
+    from .cri.pods import CriSandbox, Engine
 
 log = logs.get("node")
 _SANDBOX_RETRY_FIRST, _SANDBOX_RETRY_LAST = 0.1, 10.0
+_IMAGE_REASONS = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName")  # the node's images tell of these
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +49,14 @@ class PodHost:
     event: Callable[..., None]  # (pod, type, reason, message, container or "")
     api: ApiClient | None = None  # for the projected volumes of pods
     server: dict[str, str] = dataclasses.field(default_factory=dict)  # variables that tell where the API server is
+    engine: Engine | None = None  # the cri runtime; None: netns
+    room: Room = dataclasses.field(default_factory=lambda: Room(1, 1 << 30))
+    host_files: Path = Path("/nonexistent")  # the root of the node's own files, for hostPath
+
+    def sandbox(self, directory: Path) -> NetnsSandbox | CriSandbox:
+        if self.engine:
+            return self.engine.sandbox(directory)
+        return NetnsSandbox(directory, self.cni, self.pause_command, self.node_address)
 
 
 class PodWorker:
@@ -50,7 +64,7 @@ class PodWorker:
 
     def __init__(self, pod: Object, host: PodHost) -> None:
         self.pod, self.host = pod, host
-        self.sandbox = Sandbox(host.run_dir / "pods" / uid(pod))
+        self.sandbox = host.sandbox(host.run_dir / "pods" / uid(pod))
         self.addresses: list[str] = []
         self.access = ApiAccess(host.api, self.sandbox.directory, known=host.server) if host.api else None
         self.problem = ""
@@ -61,14 +75,19 @@ class PodWorker:
         self._news = asyncio.Event()
         spec = pod["spec"]
         self.init = [
-            ContainerState(c["name"], c["image"], waiting="PodInitializing") for c in spec.get("initContainers") or []
+            ContainerState(c["name"], c["image"], waiting="PodInitializing", scheme=self.sandbox.kind)
+            for c in spec.get("initContainers") or []
         ]
-        self.states = [ContainerState(c["name"], c["image"]) for c in spec["containers"]]
+        self.states = [ContainerState(c["name"], c["image"], scheme=self.sandbox.kind) for c in spec["containers"]]
         self._due: dict[str, float] = {}
 
     # ---- events
 
     def update(self, pod: Object) -> None:
+        if self.access and any(
+            pod["metadata"].get(part) != self.pod["metadata"].get(part) for part in ("labels", "annotations")
+        ):
+            self.access.changed.set()  # files of the downward API have them
         self.pod = pod
         self._wake.set()
 
@@ -107,7 +126,7 @@ class PodWorker:
                 pause = await self._ensure_sandbox()
                 delay, self.problem = _SANDBOX_RETRY_FIRST, ""
                 await self._sync_containers(pause)
-            except (CniFailed, RuntimeFailed, OSError) as err:
+            except (CniFailed, RuntimeFailed, Refused, OSError) as err:
                 if str(err) != self.problem:
                     self.problem = str(err)
                     log.warn("pod cannot start", pod=key(self.pod), error=self.problem)
@@ -119,22 +138,6 @@ class PodWorker:
 
     # ---- sandbox
 
-    def _attachment(self, netns: str) -> Attachment:
-        """Return the attachment for DEL, without capabilities. The plugins' cache has the arguments of ADD; the pod's
-        annotations may have changed since ADD.
-        """
-        return Attachment(self.sandbox.id, netns, namespace(self.pod), name(self.pod), uid(self.pod))
-
-    def _asking(self, netns: str) -> Attachment:
-        """Return the attachment for ADD, with capabilities. Raises CniFailed if the pod's request is invalid."""
-        try:
-            asked = {"portMappings": podspec.host_ports(self.pod), "bandwidth": podspec.bandwidth(self.pod)}
-        except Refused as err:
-            raise CniFailed(7, str(err)) from None
-        return dataclasses.replace(
-            self._attachment(netns), capabilities={capability: value for capability, value in asked.items() if value}
-        )
-
     async def _ensure_sandbox(self) -> Process:
         """Return the pause process of the sandbox. If the pause process is missing, stop the containers and make a new
         sandbox with a new network.
@@ -145,12 +148,9 @@ class PodWorker:
                 self.addresses = facts["addresses"]
                 self._background(self._wake_when_ended(pause))
             return pause
-        own_net = not self.pod["spec"].get("hostNetwork")
         if self.sandbox.id:
             await self._stop_containers(0)
-            await self.sandbox.stop()
-            if own_net:
-                await self.host.cni.delete(self._attachment(""))
+            await self.sandbox.end(self.pod)
         self.addresses = []
         self.sandbox.describe(
             name=name(self.pod),
@@ -159,16 +159,7 @@ class PodWorker:
             addresses=[],
             containers=[c["name"] for c in self.pod["spec"]["containers"]],
         )
-        pause = await self.sandbox.start(podspec.hostname(self.pod), self.host.pause_command, share_net=not own_net)
-        try:
-            found = (
-                addresses(await self.host.cni.add(self._asking(f"/proc/{pause.pid}/ns/net")))
-                if own_net
-                else [self.host.node_address]
-            )
-        except BaseException:
-            await self.sandbox.stop()
-            raise
+        pause, found = await self.sandbox.begin(self.pod)
         self.sandbox.describe(addresses=found, pid=pause.pid)
         self.addresses = found
         self._background(self._wake_when_ended(pause))
@@ -198,14 +189,16 @@ class PodWorker:
         watcher = box.running()
         if watcher and not state.running:  # found by a restarted node agent
             state.running_since = state.last_started = box.since()
-            state.restarts, state.waiting, state.id = box.restarts(), "", self.sandbox.id[:12] + "-" + box.name
+            state.restarts, state.waiting, state.id = box.restarts(), "", box.ident()
+            state.image_id = box.image_ref()
             self._began(state, container, watcher, known=True)
         elif not watcher and (state.running or (state.waiting and box.exit() and state.exit_code is None)):
             ended = box.exit() or {"code": 137, "signal": 9, "finished": time.time()}
             state.exit_code, state.exit_signal, state.finished = ended["code"], ended["signal"], ended["finished"]
             state.last_started = state.running_since or box.since()
             state.running_since, state.ready, state.waiting = 0.0, False, ""
-            state.restarts = box.restarts()
+            state.restarts, state.exit_reason = box.restarts(), str(ended.get("reason") or "")
+            state.exit_message = termination.message(box.directory, container, ended)
             state.previous = terminated(state)
             for task in self._probes.pop(state.name, []):
                 task.cancel()
@@ -220,7 +213,8 @@ class PodWorker:
                 )
 
     async def _sync_one(self, pause: Process, state: ContainerState, container: Object, policy: str) -> None:
-        box = Container(self.sandbox, state.name)
+        box = self.sandbox.container(state.name)
+        await box.look()
         self._observe(state, box, container)
         if state.running or (state.exit_code is not None and not restart_wanted(policy, state.exit_code)):
             return
@@ -232,60 +226,100 @@ class PodWorker:
             state.waiting, state.message = "CrashLoopBackOff", f"back-off {self._due[state.name] - now:.1f} s"
             self._wake_at(self._due[state.name])
             return
-        await self._start(pause, state, container, box)
+        await self._start(state, container, box)
 
     def _field(self, path: str) -> str:
-        return podspec.field_ref(self.pod, path, next(iter(self.addresses), ""), self.host.node_address)
+        return podspec.field_ref(self.pod, path, ",".join(self.addresses), self.host.node_address)
 
-    async def _volumes(self, state: ContainerState, container: Object) -> list[list[str]] | None:
-        """Write the projected volumes of a container and return them as binds. Return None if they cannot be had yet:
-        the container is tried again in a second.
-        """
-        try:
-            if self.access is None:
-                return []
-            await self.access.server()
-            return await self.access.prepare(self.pod, container, self._field)
-        except (ApiError, OSError, Refused) as err:
-            if state.message != str(err):
-                self.host.event(self.pod, "Warning", "FailedMount", f"container {state.name}: {err}")
-            state.waiting, state.message = "ContainerCreating", str(err)
-            self._wake_at(time.time() + 1)
-            return None
+    async def _volumes(self, container: Object, env: dict[str, str]) -> tuple[Bind, ...]:
+        """Write the volumes that a container mounts and return them. Raises Refused, ApiError and OSError."""
+        directory = self.sandbox.directory
+        places = volumes.Places(
+            str(self.sandbox.disk), str(directory / "memory"), str(directory / "volumes"), str(self.host.host_files)
+        )
+        found = volumes.mounts(self.pod, container, places, env)
+        written = {mount.volume for mount in found if mount.kind in volumes.OF_API}
+        if self.access and written:
+            await self.access.prepare(
+                self.pod,
+                sorted(written),
+                self._field,
+                lambda ref: environment.resource(self.pod, container, ref, self.host.room),
+            )
+        group = (self.pod["spec"].get("securityContext") or {}).get("fsGroup")
+        return volumefiles.make(found, group)
 
-    async def _start(self, pause: Process, state: ContainerState, container: Object, box: Container) -> None:
+    async def _environment(self, container: Object) -> dict[str, str]:
+        """Return the container's variables. Raises Refused and ApiError."""
+        links, found = dict[str, str](), {}
+        if self.access:
+            links = dict(await self.access.server())
+            if self.pod["spec"].get("enableServiceLinks") is not False:
+                links |= environment.service_links(await self.access.services(namespace(self.pod)))
+            found = await self.access.objects(self.pod, environment.needs(container))
+        return environment.environment(self.pod, container, links, found, self._field, self.host.room)
+
+    async def _prepared(self, state: ContainerState, container: Object, box: Container, attempt: int) -> Launch:
+        """Return what the container is started with. Raises Refused, ApiError and OSError."""
+        image = await self.sandbox.image(
+            self.pod,
+            container,
+            attempt,
+            lambda kind, reason, text: self.host.event(self.pod, kind, reason, text, state.name),
+            self._wake.set,
+        )
+        env = await self._environment(container)
+        binds = await self._volumes(container, env)
+        message = termination.file(box.directory, container)
+        files = {
+            "/etc/hosts": podspec.hosts(self.pod, self.addresses, self.host.dns.domain),
+            "/etc/resolv.conf": podspec.resolv_conf(self.pod, self.host.dns),
+            "/etc/hostname": podspec.hostname(self.pod) + "\n",
+        }
+        return Launch(env, files, (*binds, message), (), attempt, image)
+
+    async def _start(self, state: ContainerState, container: Object, box: Container) -> None:
         again = state.exit_code is not None
-        self._due.pop(state.name, None)
-        volumes = await self._volumes(state, container)
-        if volumes is None:
-            return
+        attempt = state.restarts + again
+
+        def created(reason: str) -> None:
+            self.host.event(self.pod, "Normal", reason, f"Created container: {state.name}", state.name)
+
         try:
-            address, node = self.addresses[0], self.host.node_address
-            env = podspec.environment(self.pod, container, address, node, self.host.server)
-            words = podspec.command(container, env, echo_command(ECHO_IN_POD))
-            tmpfs = podspec.volumes(self.pod, container)
-            files = {
-                "/etc/hosts": podspec.hosts(self.pod, self.addresses, self.host.dns.domain),
-                "/etc/resolv.conf": podspec.resolv_conf(self.pod, self.host.dns),
-                "/etc/hostname": podspec.hostname(self.pod) + "\n",
-            }
-        except Refused as err:
-            if state.message != str(err):
-                self.host.event(self.pod, "Warning", err.reason, f"container {state.name}: {err}")
-            state.waiting, state.message = err.reason, str(err)
+            launch = await self._prepared(state, container, box, attempt)
+            self._due.pop(state.name, None)
+            box.set_restarts(attempt)
+            watcher = await box.launch(self.pod, container, launch, created)
+        except (Refused, ApiError) as err:
+            self._not_started(state, err)
+            if box.exit() and isinstance(err, Refused) and err.reason == "RunContainerError":
+                state.waiting, state.restarts, state.running_since = "", attempt, time.time()
+                self._observe(state, box, container)
+                self._wake.set()
             return
-        if again:
-            state.restarts += 1
-            box.set_restarts(state.restarts)
-        watcher = await box.start(pause, words, env, container.get("workingDir") or "/", files, tmpfs, volumes)
+        state.restarts = attempt
         state.running_since = state.last_started = box.since()
         state.waiting = state.message = ""
-        state.id = self.sandbox.id[:12] + "-" + state.name
+        state.id, state.image_id = box.ident(), box.image_ref()
         self._began(state, container, watcher)
         if (container.get("lifecycle") or {}).get("postStart"):
             self._background(self._post_start(state, container))
         log.info("container started", pod=key(self.pod), container=state.name, restarts=state.restarts)
-        self._started(state)
+        self.host.event(self.pod, "Normal", "Started", f"Started container {state.name}", state.name)
+
+    def _not_started(self, state: ContainerState, err: Refused | ApiError) -> None:
+        """Tell why a container waits, and try again later."""
+        reason, again = (err.reason, err.again) if isinstance(err, Refused) else (MISSING, 1.0)
+        message = str(err)
+        if message != state.message and message and reason not in _IMAGE_REASONS:
+            if reason == MISSING:
+                self.host.event(self.pod, "Warning", MISSING, message)
+            else:
+                never = reason == "ErrImageNeverPull"
+                told = (reason, message) if never else ("Failed", f"Error: {message}")
+                self.host.event(self.pod, "Warning", *told, state.name)
+        state.waiting, state.message = "ContainerCreating" if reason == MISSING else reason, message
+        self._wake_at(time.time() + again)
 
     def _began(self, state: ContainerState, container: Object, watcher: Process, known: bool = False) -> None:
         """Start the probes of a running container. known: a former node agent started it, and its status says how far
@@ -314,8 +348,8 @@ class PodWorker:
     def _watch(
         self, state: ContainerState, container: Object, field: str, changed: Callable[[bool, str], None]
     ) -> None:
-        async def run(words: list[str], _limit: float) -> int:
-            return await exec_in(Container(self.sandbox, state.name), words)
+        async def run(words: list[str], limit: float) -> int:
+            return await self.sandbox.container(state.name).execute(words, limit)
 
         work = probes.watch(container[field], container, self.addresses[0], run, changed, once=field == "startupProbe")
         self._probes[state.name].append(self._background(work))
@@ -326,7 +360,7 @@ class PodWorker:
         if which != "Readiness":
             why = f"Container {state.name} failed {which.lower()} probe, will be restarted"
             self.host.event(self.pod, "Normal", "Killing", why)
-            self._background(Container(self.sandbox, state.name).stop(0))
+            self._background(self.sandbox.container(state.name).stop(0))
 
     def _probe(self, state: ContainerState, container: Object) -> None:
         def on_ready(healthy: bool, problem: str) -> None:
@@ -345,31 +379,24 @@ class PodWorker:
 
     async def _post_start(self, state: ContainerState, container: Object) -> None:
         """Run the postStart handler. The container ends if it fails (core/v1 Lifecycle)."""
-        box = Container(self.sandbox, state.name)
+        box = self.sandbox.container(state.name)
         action = container["lifecycle"]["postStart"]
-        if problem := await probes.act(action, container, self.addresses[0], lambda words, _limit: exec_in(box, words)):
+        if problem := await probes.act(action, container, self.addresses[0], box.execute):
             told = f"PostStartHook failed: container {state.name}: {problem}"
             self.host.event(self.pod, "Warning", "FailedPostStartHook", told)
             await box.stop(0)
-
-    def _started(self, state: ContainerState) -> None:
-        """Tell of a container that runs, as the kubelet does."""
-        for reason, message in (
-            ("Pulled", f'Container image "{state.image}" already present on machine'),
-            ("Created", f"Created container: {state.name}"),
-            ("Started", f"Started container {state.name}"),
-        ):
-            self.host.event(self.pod, "Normal", reason, message, state.name)
 
     async def _stop_containers(self, grace: float) -> None:
         specs = [*(self.pod["spec"].get("initContainers") or []), *self.pod["spec"]["containers"]]
         await asyncio.gather(*(self._stop_one(spec, grace) for spec in specs))
         for state, container in zip(self.states, self.pod["spec"]["containers"], strict=True):
-            self._observe(state, Container(self.sandbox, state.name), container)
+            box = self.sandbox.container(state.name)
+            await box.look()
+            self._observe(state, box, container)
 
     async def _stop_one(self, container: Object, grace: float) -> None:
         """Run the preStop handler, then send SIGTERM; both share the grace period (core/v1 Lifecycle)."""
-        box, begin = Container(self.sandbox, container["name"]), time.monotonic()
+        box, begin = self.sandbox.container(container["name"]), time.monotonic()
         action = (container.get("lifecycle") or {}).get("preStop") if grace > 0 and box.running() else None
         if box.running():
             self.host.event(self.pod, "Normal", "Killing", f"Stopping container {container['name']}", container["name"])
@@ -380,7 +407,7 @@ class PodWorker:
                         action,
                         container,
                         self.addresses[0] if self.addresses else "",
-                        lambda words, _limit: exec_in(box, words),
+                        box.execute,
                     )
         await box.stop(max(0.0, grace - (time.monotonic() - begin)))
 
@@ -392,16 +419,15 @@ class PodWorker:
         stop_early = asyncio.create_task(self._hurry())
         await self._stop_containers(grace)
         stop_early.cancel()
-        netns, delay = self.sandbox.process(), _SANDBOX_RETRY_FIRST
-        while not self.pod["spec"].get("hostNetwork") and self.sandbox.id:
+        delay = _SANDBOX_RETRY_FIRST
+        while True:
             try:
-                await self.host.cni.delete(self._attachment(f"/proc/{netns.pid}/ns/net" if netns else ""))
+                await self.sandbox.end(self.pod)
                 break
-            except (CniFailed, OSError) as err:
+            except (CniFailed, RuntimeFailed, OSError) as err:
                 log.warn("pod's network cannot be removed yet", pod=key(self.pod), error=str(err))
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, _SANDBOX_RETRY_LAST)
-        await self.sandbox.stop()
         self.sandbox.remove()
         log.info("pod removed", pod=key(self.pod))
 
@@ -434,33 +460,3 @@ class PodWorker:
         if status != self._sent:
             self._sent = status
             self._news.set()
-
-
-async def exec_in(box: Container, words: list[str]) -> int:
-    """Run a command in a container's namespaces, discard its output, and return its exit status. Return 126 if the
-    container does not run or the command is empty.
-    """
-    process = box.main_process()
-    if process is None or not process.alive or not words:
-        return 126
-    child = await asyncio.create_subprocess_exec(
-        *enter_command(process.pid),
-        *words,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.DEVNULL,
-        env=box.environment() or {"PATH": podspec.PATH},
-    )
-    try:
-        return await child.wait()
-    except asyncio.CancelledError:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(child.pid, 9)
-        raise
-
-
-def enter_command(pid: int, *, terminal: bool = False) -> list[str]:
-    """Return the argv prefix that runs a command in the container whose first process is `pid`: in its namespaces and
-    root, with its capabilities. terminal: standard input becomes the terminal that controls it.
-    """
-    return [sys.executable, "-ISE", shim.__file__, "exec-tty" if terminal else "exec", str(pid)]

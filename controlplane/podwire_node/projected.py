@@ -19,6 +19,7 @@ from .podspec import Refused
 RENEWED = 0.8  # part of a token's life
 _SECONDS = 3600
 _WHY = "CreateContainerConfigError"
+MISSING = "FailedMount"  # the reason of the event; the container waits with ContainerCreating
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,31 +42,37 @@ class Held:
 Need = Token | Held
 
 
-def mounts(pod: Object, container: Object) -> list[tuple[str, str]]:
-    """Return (name of the volume, mountPath) of a container's projected volumes."""
-    own = {volume["name"] for volume in pod["spec"].get("volumes") or () if volume.get("projected") is not None}
-    rows = [mount for mount in container.get("volumeMounts") or () if mount["name"] in own]
-    for mount in rows:
-        if mount.get("subPath") or mount.get("subPathExpr"):
-            raise Refused(_WHY, f"volume {mount['name']}: subPath is not supported by the netns runtime")
-    return [(str(mount["name"]), str(mount["mountPath"])) for mount in rows]
+def as_projected(volume: Object) -> Object | None:
+    """Return a volume's `projected` part: that of a configMap, secret or downwardAPI volume has one source. None: the
+    volume is not made of API objects.
+    """
+    if (part := volume.get("projected")) is not None:
+        return dict(part)
+    for field in ("configMap", "secret", "downwardAPI"):
+        if (part := volume.get(field)) is not None:
+            own = {key: value for key, value in part.items() if key not in ("defaultMode", "secretName")}
+            if field == "secret":
+                own["name"] = part.get("secretName")
+            return {"defaultMode": part.get("defaultMode"), "sources": [{field: own}]}
+    return None
 
 
-def sources(pod: Object, volume: str) -> list[Object]:
+def part_of(pod: Object, volume: str) -> Object:
+    """Return the `projected` part of a pod's volume, by the volume's name."""
     found = next(one for one in pod["spec"]["volumes"] if one["name"] == volume)
-    return list(found["projected"].get("sources") or ())
+    return as_projected(found) or {}
 
 
 def needs(pod: Object, volume: str) -> Iterator[Need]:
     """Yield what a volume is made of. Raises Refused for a source that this runtime does not have."""
-    for source in sources(pod, volume):
+    for source in part_of(pod, volume).get("sources") or ():
         if (token := source.get("serviceAccountToken")) is not None:
             yield Token(str(token.get("audience") or ""), int(token.get("expirationSeconds") or _SECONDS))
         elif (held := _held(source)) is not None:
             yield held
         elif source.get("downwardAPI") is None:
             known = ", ".join(source) or "an empty source"
-            raise Refused(_WHY, f"volume {volume}: {known} is not supported by the netns runtime")
+            raise Refused(_WHY, f"volume {volume}: {known} is not supported")
 
 
 def _held(source: Object) -> Held | None:
@@ -76,12 +83,17 @@ def _held(source: Object) -> Held | None:
 
 
 def files(
-    pod: Object, volume: str, found: Mapping[Need, Any], field: Callable[[str], str]
+    pod: Object,
+    volume: str,
+    found: Mapping[Need, Any],
+    field: Callable[[str], str],
+    resource: Callable[[Object], str] = lambda _: "",
 ) -> dict[str, tuple[bytes, int]]:
     """Return path in the volume -> (content, mode). found: the text of each Token, and the object of each Held, without
-    those that are absent. field: returns the value of a field of the pod. Raises Refused.
+    those that are absent. field: returns the value of a field of the pod. resource: of a resourceFieldRef. Raises
+    Refused.
     """
-    part = next(one for one in pod["spec"]["volumes"] if one["name"] == volume)["projected"]
+    part = part_of(pod, volume)
     usual, made = part.get("defaultMode") or 0o644, dict[str, tuple[bytes, int]]()
     for source in part.get("sources") or ():
         if (token := source.get("serviceAccountToken")) is not None:
@@ -91,7 +103,8 @@ def files(
             made |= _of_object(volume, source.get("configMap") or source.get("secret") or {}, held, found, usual)
         else:
             for item in (source.get("downwardAPI") or {}).get("items") or ():
-                value = field(str((item.get("fieldRef") or {}).get("fieldPath") or ""))
+                ref = item.get("resourceFieldRef")
+                value = resource(ref) if ref else field(str((item.get("fieldRef") or {}).get("fieldPath") or ""))
                 made[_inside(volume, item["path"])] = value.encode(), item.get("mode") or usual
     return made
 
@@ -103,19 +116,27 @@ def _of_object(
     if obj is None:
         if held.optional:
             return {}
-        raise Refused(_WHY, f"volume {volume}: there is no {held.kind} {held.name!r}")
-    data = _data(held.kind, obj)
-    rows = part.get("items") or [{"key": key, "path": key} for key in sorted(data)]
+        raise Refused(
+            MISSING,
+            f'MountVolume.SetUp failed for volume "{volume}" : {held.kind.lower()} "{held.name}" not found',
+            1.0,
+        )
+    texts = data(held.kind, obj)
+    rows = part.get("items") or [{"key": key, "path": key} for key in sorted(texts)]
     made = dict[str, tuple[bytes, int]]()
     for row in rows:
-        if row["key"] in data:
-            made[_inside(volume, row["path"])] = data[row["key"]], row.get("mode") or usual
+        if row["key"] in texts:
+            made[_inside(volume, row["path"])] = texts[row["key"]], row.get("mode") or usual
         elif not held.optional:
-            raise Refused(_WHY, f"volume {volume}: {held.kind} {held.name!r} has no key {row['key']!r}")
+            raise Refused(
+                MISSING,
+                f'MountVolume.SetUp failed for volume "{volume}" : references non-existent config key: {row["key"]}',
+                1.0,
+            )
     return made
 
 
-def _data(kind: str, obj: Object) -> dict[str, bytes]:
+def data(kind: str, obj: Object) -> dict[str, bytes]:
     raw = obj.get("binaryData" if kind == "ConfigMap" else "data") or {}
     try:
         made = {key: base64.b64decode(value) for key, value in raw.items()}

@@ -16,14 +16,16 @@ import signal
 import sys
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from podwire_base import native
+from podwire_base.kube.meta import Object
 
-from . import shim
+from . import podspec, shim
+from .launch import Launch
 
 _START_TIMEOUT = 10.0
 ECHO_IN_POD = "/usr/local/bin/podwire-echo"
@@ -54,7 +56,7 @@ class Process:
 
     @property
     def alive(self) -> bool:
-        return running(self.pid) == self.started
+        return bool(self.pid) and running(self.pid) == self.started
 
     def signal(self, number: int) -> None:
         if self.alive:
@@ -63,6 +65,8 @@ class Process:
 
     async def ended(self) -> None:
         """Wait until the process has ended. The process need not be a child of the caller (pidfd)."""
+        if not self.pid:
+            return
         try:
             fd = os.pidfd_open(self.pid)
         except ProcessLookupError:
@@ -137,7 +141,9 @@ async def _spawn_shim(spec_file: Path, spec: dict[str, Any], state: Path) -> dic
 
 
 class Sandbox:
-    """One pod's directory, pause process and namespaces."""
+    """One pod's directory, pause process and namespaces. kind: the scheme of its containers' ids."""
+
+    kind = "podwire"
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -155,6 +161,14 @@ class Sandbox:
     def id(self) -> str:
         """The sandbox's id for the CNI plugins, "" before the first start."""
         return str((read(self.directory / "pod.json") or {}).get("sandbox", ""))
+
+    def container(self, name: str) -> Container:
+        return Container(self, name)
+
+    @property
+    def disk(self) -> Path:
+        """The directory of the volumes that the pod writes."""
+        return self.directory / "empty"
 
     def describe(self, **fields: Any) -> None:
         """Store `fields` in the pod's pod.json, for a restarted node agent and for `podwire exec`."""
@@ -193,7 +207,18 @@ class Container:
 
     def __init__(self, sandbox: Sandbox, name: str) -> None:
         self.directory = sandbox.directory / "containers" / name
-        self.name = name
+        self.name, self._sandbox = name, sandbox
+
+    def ident(self) -> str:
+        """The container's id in the pod's status, without its scheme."""
+        return f"{self._sandbox.id[:12]}-{self.name}"
+
+    def image_ref(self) -> str:
+        """The image's digest, "" where there is no image."""
+        return ""
+
+    async def look(self) -> None:
+        """Learn how the container is. The shim's files tell it already."""
 
     @property
     def log(self) -> Path:
@@ -240,6 +265,58 @@ class Container:
     def set_restarts(self, count: int) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
         shim.write(str(self.directory / "restarts.json"), {"count": count})
+
+    async def launch(self, pod: Object, container: Object, launch: Launch, tell: Callable[[str], None]) -> Process:
+        """Start the container as the pod's spec says. Return its shim. Raises Refused and RuntimeFailed."""
+        pause = self._sandbox.process()
+        if pause is None:
+            raise RuntimeFailed("the pod's pause process has ended")
+        env = {"PATH": podspec.PATH, "HOME": "/root", "HOSTNAME": podspec.hostname(pod), **launch.env}
+        words = podspec.command(container, env, echo_command(ECHO_IN_POD))
+        binds = [bind.words() for bind in launch.binds]
+        cwd = container.get("workingDir") or "/"
+        made = await self.start(pause, words, env, cwd, dict(launch.files), list(launch.tmpfs), binds)
+        tell("Created")
+        return made
+
+    def entered(self, *, terminal: bool = False) -> list[str]:
+        """Return the argv prefix that runs a command in the running container, as its first process runs. A container
+        of containerd is entered by containerd, which knows its user, capabilities and seccomp filter. Raises
+        RuntimeFailed.
+        """
+        process, known = self.main_process(), read(self.directory / "state.json") or {}
+        if process is None or not process.alive:
+            raise RuntimeFailed(f"container {self.name} is not running")
+        if not known.get("id"):
+            return enter_command(process.pid, terminal=terminal)
+        node = self._sandbox.directory.parent.parent
+        daemon = (read(node / "containerd.json") or {}).get("pid")
+        ctr = ["ctr", "--address", str(node / "containerd.sock"), "--namespace", "k8s.io", "tasks", "exec"]
+        more = ["--tty"] if terminal else []
+        inside = ["nsenter", f"--mount=/proc/{daemon}/ns/mnt", "--"]
+        return [*inside, *ctr, "--exec-id", f"podwire-{uuid.uuid4().hex[:12]}", *more, known["id"]]
+
+    async def execute(self, words: list[str], _limit: float = 0.0) -> int:
+        """Run a command in the container's namespaces, discard its output, and return its exit status. Return 126 if
+        the container does not run or the command is empty.
+        """
+        process = self.main_process()
+        if process is None or not process.alive or not words:
+            return 126
+        child = await asyncio.create_subprocess_exec(
+            *enter_command(process.pid),
+            *words,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.DEVNULL,
+            env=self.environment() or {"PATH": podspec.PATH},
+        )
+        try:
+            return await child.wait()
+        except asyncio.CancelledError:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child.pid, 9)
+            raise
 
     async def start(
         self,
@@ -294,3 +371,10 @@ class Container:
         if process.alive:
             process.signal(signal.SIGKILL)
         await watcher.ended()
+
+
+def enter_command(pid: int, *, terminal: bool = False) -> list[str]:
+    """Return the argv prefix that runs a command in the container whose first process is `pid`: in its namespaces and
+    root, with its capabilities. terminal: standard input becomes the terminal that controls it.
+    """
+    return [sys.executable, "-ISE", shim.__file__, "exec-tty" if terminal else "exec", str(pid)]

@@ -24,6 +24,7 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "podw
 # What calls the CNI plugin for real, and what stands behind it in chains: tool -> the packages that a test names.
 TOOLS = {
     "containerd": ("containerd", "runc"),
+    "cri cluster": ("containerd", "runc", "busybox-static"),
     "podman": ("podman", "conmon", "runc", "busybox-static"),
     "reference plugins": ("containernetworking-plugins", "iptables"),
 }

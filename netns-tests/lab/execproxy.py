@@ -21,8 +21,7 @@ from podwire.commands.pods import find_pod
 from podwire.demo.lab import DemoLab
 from podwire_base.kube.client import config as client_config
 from podwire_node.podspec import PATH
-from podwire_node.podworker import enter_command
-from podwire_node.runtime import Container
+from podwire_node.runtime import Container, enter_command
 
 
 class ExecProxy:

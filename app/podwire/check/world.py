@@ -24,8 +24,7 @@ from podwire_base.kube.errors import ApiError, Refused
 from podwire_base.kube.meta import Object, name
 from podwire_base.patience import patient
 from podwire_node.podspec import PATH
-from podwire_node.podworker import enter_command
-from podwire_node.runtime import Container
+from podwire_node.runtime import Container, enter_command
 
 from ..commands.common import Failed
 from ..commands.pods import find_pod

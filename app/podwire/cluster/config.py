@@ -13,6 +13,8 @@ from pathlib import Path
 from podwire_base.kube.loadbalancer import parse as parse_pools
 
 BASE = Path("/run/podwire")
+DATA = Path("/var/lib/podwire")  # on disk: images and writable layers of the runtime cri
+RUNTIMES = ("netns", "cri")
 MOST_NODES = 50
 PODS6 = "fd70:6f64:7770::/56"  # of pods, where only Services are said to have IPv6
 NETNS = Path("/run/netns")
@@ -32,6 +34,7 @@ class ClusterConfig:
     rules, one of the proxy's backends.choices(). publish: Services at ports of this machine, as words of `podwire
     publish`. internet: the range of slirp4netns, through which pods reach the world outside; "": they do not.
     host_access: they reach this machine's own addresses too. observe: the mode of the nodes' role `observe`.
+    runtime: what runs pods: netns (podwire's own, without images) or cri (containerd).
     layout: of the run directory. names: the nodes (default: node1 to nodeN); stopped: those that are switched off.
     service_cidr6: IPv6 addresses for Services; "": Services have IPv4 only. With it, pods have IPv6 too.
     cluster_cidr6: IPv6 addresses for pods; "": pods have IPv4 only. node_cidr6: then the nodes' network. The mask sizes
@@ -58,6 +61,7 @@ class ClusterConfig:
     internet: str = ""
     host_access: bool = False
     observe: str = "always"
+    runtime: str = "netns"
     layout: int = LAYOUT
     names: tuple[str, ...] = ()
     stopped: tuple[str, ...] = ()
@@ -72,6 +76,8 @@ class ClusterConfig:
         for node in self.names:
             if not re.fullmatch(r"node[1-9][0-9]?", node) or int(node[4:]) > MOST_NODES:
                 raise BadConfig(f"names: {node!r}: node1 to node{MOST_NODES}")
+        if self.runtime not in RUNTIMES:
+            raise BadConfig(f"runtime: {self.runtime!r}: one of {', '.join(RUNTIMES)}")
         nets = [self._net(field, 4) for field in ("node_cidr", "cluster_cidr", "service_cidr")]
         if self.cluster_cidr6:
             nets += [self._net(field, 6) for field in ("node_cidr6", "cluster_cidr6")]
@@ -183,6 +189,18 @@ class ClusterConfig:
 
     def node_dir(self, node: str) -> Path:
         return self.run_dir / "nodes" / node
+
+    @property
+    def data_dir(self) -> Path:
+        """The cluster's directory on disk, with the runtime cri."""
+        return DATA / self.name
+
+    def cri_dir(self, node: str) -> Path:
+        return self.data_dir / "nodes" / node
+
+    def cri_cgroup(self, node: str) -> str:
+        """Return the cgroup of a node's pods, below each controller's mount."""
+        return f"/podwire-{self.name}/{node}"
 
     # ---- addresses
 

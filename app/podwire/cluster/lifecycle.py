@@ -28,7 +28,7 @@ from podwire_base.role.supervisor import read_state
 from podwire_controlplane.store.damage import damage, keep_aside
 
 from .. import compiled
-from . import hopeless
+from . import cri, hopeless
 from .config import BASE, LAYOUT, ClusterConfig
 from .record import load, save
 from .teardown import abandon, keep_logs, stop_supervisor, supervisor, teardown
@@ -150,7 +150,7 @@ def start(config: ClusterConfig, *, until_eof: bool = False, port: socket.socket
     `until_eof`, this process ends when its stdin pipe closes, which also happens if the caller crashes. port: holds
     the cluster's port; None: hold it here. Raises UpFailed.
     """
-    if problems := _requirements():
+    if problems := [*_requirements(), *cri.problems(config)]:
         raise UpFailed("; ".join(problems))
     new = False
     try:

@@ -23,7 +23,7 @@ from podwire_base.role.supervisor import Role, Supervisor
 from podwire_dns.heritage import end_spares
 from podwire_node.runtime import Process, read
 
-from . import credentials, network
+from . import credentials, cri, network
 from .config import MOST_NODES, ClusterConfig
 from .lifecycle import ALONE_SECONDS, alone
 from .record import load, save
@@ -143,6 +143,7 @@ def remove(config: ClusterConfig, node: str) -> None:
         for pid, started in (("pid", "started"), ("shim", "shim_started")):
             if found.get(pid) and found.get(started):
                 Process(found[pid], found[started]).signal(signal.SIGKILL)
+    cri.remove_node(config, node)
     end_spares(folder)  # a DNS server that waits for the next agent
     network.unmake(config, node)
     network.unlink(config.netns(node))

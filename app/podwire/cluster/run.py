@@ -80,6 +80,8 @@ def _node_roles(config: ClusterConfig) -> list[Role]:
                 *(hooks.prepare(config, node) if hooks.wanted(config) else ()),
             ),
             no_pods=no_pods,
+            cri_data=config.cri_dir(node) if config.runtime == "cri" else None,
+            cri_cgroup=config.cri_cgroup(node),
         )
         rows.append(
             Role(

@@ -18,7 +18,7 @@ from pathlib import Path
 from podwire_base.kernel.netns import call_in
 from podwire_node.runtime import running
 
-from . import cgroups, mounts, network
+from . import cgroups, cri, mounts, network
 from .config import BASE, MARKER, NETNS, ClusterConfig
 
 _STOP_SECONDS = 8.0
@@ -70,7 +70,9 @@ def teardown(config: ClusterConfig, say: Callable[[str], None] = lambda _: None)
     for each thing, with the reason and the command that removes it.
     """
     inside = _inside(config)
+    cri.kill(config)
     stays = _kill(config)
+    stays += cri.remove(config)
     stays += cgroups.remove(config.name)
     if (config.run_dir / "merged.json").exists():
         from . import merging  # and yaml, which takes long to import

@@ -19,7 +19,7 @@ from podwire_observe.config import MODES
 from podwire_proxy import backends
 
 from ..cluster import credentials, internet, merging, outward, publisher
-from ..cluster.config import PODS6, BadConfig, ClusterConfig
+from ..cluster.config import PODS6, RUNTIMES, BadConfig, ClusterConfig
 from ..cluster.lifecycle import READY, UpFailed, down_command, hold_port
 from ..cluster.lifecycle import down as take_down
 from ..cluster.lifecycle import up as bring_up
@@ -184,6 +184,13 @@ def _way_out(config: ClusterConfig, why: str) -> str:
     show_default=True,
     help="Follow the nodes' connections for `podwire flows`.",
 )
+@click.option(
+    "--runtime",
+    type=click.Choice(RUNTIMES),
+    default=RUNTIMES[0],
+    show_default=True,
+    help="What runs pods: podwire's own runtime, which has no images, or containerd (cri).",
+)
 @backend_option
 def up(
     name: str,
@@ -201,6 +208,7 @@ def up(
     host_access: bool,
     watchdog: bool,
     observe: str,
+    runtime: str,
     proxy_backend: str,
 ) -> None:
     """Start a cluster on this machine: every node is a network namespace. The machine's own network is not touched."""
@@ -226,6 +234,7 @@ def up(
             load_balancer_pool=_pool(load_balancer_pool),
             proxy_backend=proxy_backend,
             observe=observe,
+            runtime=runtime,
             publish=tuple(str(one) for one in publications),
         )
         config, no_internet = _with_internet(config, wanted, host_access)

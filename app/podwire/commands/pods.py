@@ -16,8 +16,7 @@ from typing import Any
 import click
 
 from podwire_node.podspec import PATH
-from podwire_node.podworker import enter_command
-from podwire_node.runtime import Container, Sandbox, read
+from podwire_node.runtime import Container, RuntimeFailed, Sandbox, read
 
 from ..cluster.config import BASE
 from ..cluster.record import load
@@ -119,13 +118,17 @@ def exec_(
         err.print("-t: standard input is no terminal, so the command gets none", style="yellow")
     name = find_cluster(cluster)
     container = find_container(find_pod(name, space, pod_of(name, space, pod)), which)
-    process = container.main_process()
-    if process is None or not process.alive:
-        raise Failed(f"container {container.name} is not running: `podwire logs {pod}`")
+    own_terminal = sys.stdin.isatty() and sys.stdout.isatty()
+    try:
+        enter = container.entered(terminal=own_terminal)
+    except RuntimeFailed as error:
+        raise Failed(f"{error}: `podwire logs {pod}`") from None
     env = {"PATH": PATH, "TERM": os.environ.get("TERM", "dumb"), "HOME": "/root"}
-    if sys.stdin.isatty() and sys.stdout.isatty():
-        raise SystemExit(terminal.run([*enter_command(process.pid, terminal=True), *command], env))
-    argv = [*enter_command(process.pid), *command]
+    if enter[0] == "nsenter":  # ctr: the container's environment is containerd's to give
+        env = dict(os.environ)
+    argv = [*enter, *command]
+    if own_terminal and enter[0] != "nsenter":
+        raise SystemExit(terminal.run(argv, env))
     if not interactive and not sys.stdin.isatty():  # as kubectl: a loop in a shell keeps its own input
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     become(argv, env)

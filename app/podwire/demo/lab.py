@@ -24,8 +24,7 @@ from podwire_base.kube.meta import Object, labels
 from podwire_base.kube.registry import of
 from podwire_base.patience import patient
 from podwire_node.podspec import PATH
-from podwire_node.podworker import enter_command
-from podwire_node.runtime import Container, Process, Sandbox, echo_command, read
+from podwire_node.runtime import Container, Process, Sandbox, echo_command, enter_command, read
 
 from ..cluster import network
 from ..cluster.config import ClusterConfig

@@ -173,7 +173,7 @@ def test_where_packages_come_from(tmp_path: Path) -> None:
 
 def test_errors_are_for_people(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    done = CliRunner().invoke(cli, ["image"])
+    done = CliRunner().invoke(cli, ["image", "build"])
     assert done.exit_code == 1 and "--wheel" in done.output
     with pytest.raises(image.BuildFailed, match="apt-get install no-such-tool"):
         image._run(["no-such-tool"], "x")

@@ -47,16 +47,16 @@ class Api:
         return {"status": {"token": f"t{len(self.asked)}"}}
 
 
-def prepared(api: Api, folder: Path, made: Object, now: list[float]) -> tuple[ApiAccess, list[list[str]]]:
+def prepared(api: Api, folder: Path, made: Object, now: list[float]) -> tuple[ApiAccess, Path]:
     access = ApiAccess(cast(Any, api), folder, lambda: now[0])
-    return access, asyncio.run(access.prepare(made, CONTAINER, lambda path: made["metadata"]["namespace"]))
+    asyncio.run(access.prepare(made, ["kube-api-access-x"], lambda path: made["metadata"]["namespace"]))
+    return access, folder / "volumes" / "kube-api-access-x"
 
 
 def test_a_pod_has_its_token_the_authority_and_its_namespace(tmp_path: Path) -> None:
     api = Api()
-    _, ((source, path, mode),) = prepared(api, tmp_path, pod(), [0.0])
-    assert (path, mode) == (TARGET, "ro")
-    assert {own: (Path(source) / own).read_text() for own in ("token", "ca.crt", "namespace")} == {
+    _, source = prepared(api, tmp_path, pod(), [0.0])
+    assert {own: (source / own).read_text() for own in ("token", "ca.crt", "namespace")} == {
         "token": "t1",
         "ca.crt": "PEM",
         "namespace": "shop",
@@ -69,13 +69,13 @@ def test_a_pod_has_its_token_the_authority_and_its_namespace(tmp_path: Path) -> 
 
 def test_a_token_is_renewed_before_its_end(tmp_path: Path) -> None:
     api, now, made = Api(), [0.0], pod()
-    access, ((source, _, _),) = prepared(api, tmp_path, made, now)
-    token = Path(source) / "token"
+    access, source = prepared(api, tmp_path, made, now)
+    token = source / "token"
     for seconds, text in ((3607 * 0.79, "t1"), (3607 * 0.81, "t2")):
         now[0] = seconds
         asyncio.run(access._write(made, "kube-api-access-x", lambda path: "shop"))
         assert token.read_text() == text
-    assert len([entry for entry in Path(source).iterdir() if entry.name.startswith("..2") or entry.is_dir()]) <= 3
+    assert len([entry for entry in source.iterdir() if entry.name.startswith("..2") or entry.is_dir()]) <= 3
     assert 0 < access._wait() <= apiaccess.REFRESH_SECONDS
 
 
@@ -91,11 +91,11 @@ def test_a_reader_sees_a_whole_state(tmp_path: Path) -> None:
 def test_what_is_absent_is_told(tmp_path: Path) -> None:
     api = Api()
     api.maps.clear()
-    with pytest.raises(NotRun, match=r"no ConfigMap 'kube-root-ca\.crt'"):
+    with pytest.raises(NotRun, match=r'"kube-api-access-x" : configmap "kube-root-ca\.crt" not found'):
         prepared(api, tmp_path, pod(), [0.0])
     optional = {"configMap": {"name": "none", "optional": True}}
-    _, ((source, _, _),) = prepared(api, tmp_path, pod(optional), [0.0])
-    assert [entry.name for entry in Path(source).iterdir() if not entry.name.startswith("..")] == []
+    _, source = prepared(api, tmp_path, pod(optional), [0.0])
+    assert [entry.name for entry in source.iterdir() if not entry.name.startswith("..")] == []
 
 
 @pytest.mark.parametrize("path", ["../x", "/etc/x", "a/../../x", "."])

@@ -16,7 +16,7 @@ import pytest
 
 from podwire_base.patience import patient
 from podwire_node import shim
-from podwire_node.podworker import enter_command
+from podwire_node.runtime import enter_command
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for the namespaces of a container")
 ENV = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "OWN": "x"}

@@ -8,7 +8,7 @@ import pytest
 
 from podwire_base.kube.meta import Object
 from podwire_base.testing.builders import NOW, pod, stored
-from podwire_node import podspec, podstatus
+from podwire_node import environment, podspec, podstatus
 from podwire_node.podstatus import ContainerState
 
 DNS = podspec.NodeDns(("10.96.0.10",), upstream=("192.0.2.1", "192.0.2.2"))
@@ -92,7 +92,13 @@ def test_expansion(text: str, result: str) -> None:
 
 def _env(*rows: Object, **container: Any) -> dict[str, str]:
     made = stored(pod(nodeName="n1"), annotations={"a.io/b": "note"})
-    return podspec.environment(made, {"name": "c", "env": list(rows), **container}, "10.0.0.2", "172.30.0.11")
+
+    def field(path: str) -> str:
+        return podspec.field_ref(made, path, "10.0.0.2,fd00::2", "172.30.0.11")
+
+    return environment.environment(
+        made, {"name": "c", "env": list(rows), **container}, {}, {}, field, environment.Room(2, 1 << 30)
+    )
 
 
 def test_environment() -> None:
@@ -102,13 +108,14 @@ def test_environment() -> None:
     env = _env(
         {"name": "A", "value": "1"}, {"name": "B", "value": "$(A)$(C)"}, {"name": "C", "value": "late"}, {"name": "D"}
     )
-    assert (env["B"], env["D"], env["HOSTNAME"]) == ("1$(C)", "", "p1")
+    assert (env["B"], env["D"]) == ("1$(C)", "")
     for path, value in (
         ("metadata.name", "p1"),
         ("metadata.namespace", "default"),
         ("spec.nodeName", "n1"),
         ("metadata.uid", "uid-p1"),
         ("status.podIP", "10.0.0.2"),
+        ("status.podIPs", "10.0.0.2,fd00::2"),
         ("status.hostIP", "172.30.0.11"),
         ("metadata.labels['app']", "web"),
         ("metadata.annotations['a.io/b']", "note"),
@@ -116,7 +123,8 @@ def test_environment() -> None:
     ):
         assert _env(field(path))["F"] == value
     secret = {"name": "S", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}
-    for rows, more in (([field("spec.secrets")], {}), ([], {"envFrom": [{}]}), ([secret], {})):
+    whole = {"envFrom": [{"secretRef": {"name": "s"}}]}
+    for rows, more in (([field("spec.secrets")], {}), ([], whole), ([secret], {})):
         with pytest.raises(podspec.Refused) as caught:
             _env(*rows, **more)
         assert caught.value.reason == "CreateContainerConfigError" and str(caught.value)
@@ -133,14 +141,6 @@ def test_commands_and_refusals() -> None:
         with pytest.raises(podspec.Refused, match=word) as caught:
             podspec.command(container, {}, path)
         assert caught.value.reason == reason
-
-
-def test_volumes() -> None:
-    made = pod(volumes=[{"name": "e", "emptyDir": {}}, {"name": "s", "secret": {"secretName": "x"}}])
-    assert podspec.volumes(made, {"volumeMounts": [{"name": "e", "mountPath": "/e"}]}) == ["/e"]
-    for name, word in (("s", "secret"), ("none", "not in spec.volumes")):
-        with pytest.raises(podspec.Refused, match=word):
-            podspec.volumes(made, {"volumeMounts": [{"name": name, "mountPath": "/x"}]})
 
 
 # ---- status
@@ -297,13 +297,6 @@ def test_host_ports() -> None:
         {"hostPort": 53, "containerPort": 53, "protocol": "udp", "hostIP": "192.0.2.1"},
     ]
     assert podspec.host_ports({"spec": {**spec, "hostNetwork": True}}) == []
-
-
-def test_the_token_of_the_service_account_does_not_keep_a_pod_from_running() -> None:
-    made = pod(volumes=[{"name": "kube-api-access-x", "projected": {}}, {"name": "v", "projected": {}}])
-    container = made["spec"]["containers"][0]
-    container["volumeMounts"] = [{"name": "kube-api-access-x", "mountPath": "/var/run/secrets"}]
-    assert podspec.volumes(made, container) == []
 
 
 @pytest.mark.parametrize(
