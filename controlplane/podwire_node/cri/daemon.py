@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from podwire_base.patience import patient
-from podwire_base.role import files, logs
+from podwire_base.role import files, logs, rotate
 
 from ..runtime import Process, read, running
 from . import daemonconfig
@@ -24,7 +24,6 @@ from .daemonconfig import Daemon
 log = logs.get("node")
 _START_SECONDS = 30.0
 _CAP_SYS_RESOURCE = 24
-_LOG_LIMIT = 5 << 20
 
 
 class NotStarted(Exception):
@@ -94,9 +93,7 @@ class Containerd:
                 link.unlink(missing_ok=True)
                 link.symlink_to(plugin)
         files.write(daemon.config, daemonconfig.text(daemon))
-        with contextlib.suppress(OSError):
-            if self.log.stat().st_size > _LOG_LIMIT:
-                self.log.rename(self.log.with_suffix(".log.1"))
+        rotate.cut(self.log)
 
     async def _spawn(self) -> None:
         program = shutil.which("containerd")
