@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from podwire_base.kube import quantity
 from podwire_base.kube.meta import Object, name, namespace
 
 from .podspec import Refused, expand
 from .projected import Held, data
-from .resources import amount
 
 CONFIG_ERROR = "CreateContainerConfigError"
 _KEY_REFS = (("configMapKeyRef", "ConfigMap"), ("secretKeyRef", "Secret"))
@@ -123,7 +123,7 @@ def resource(pod: Object, container: Object, ref: Object, room: Room) -> str:
     resources = own.get("resources") or {}
     usual: dict[str, object] = {"cpu": room.cpu, "memory": room.memory} if part == "limits" else {}
     value = (resources.get(part) or {}).get(kind, usual.get(kind, 0))
-    return str(math.ceil(amount(value) / (amount(ref.get("divisor") or 1) or 1)))
+    return str(math.ceil(quantity.parse(str(value)) / (quantity.parse(str(ref.get("divisor") or 1)) or 1)))
 
 
 def service_links(services: Iterable[Object]) -> dict[str, str]:
