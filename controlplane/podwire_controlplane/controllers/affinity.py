@@ -26,9 +26,9 @@ def _matches(requirement: Object, held: dict[str, str]) -> bool:
     return False
 
 
-def _term(term: Object, node: Object) -> bool:
-    """A term without requirements matches no node."""
-    expressions, fields = term.get("matchExpressions") or [], term.get("matchFields") or []
+def term(wanted: Object, node: Object) -> bool:
+    """Whether a NodeSelectorTerm matches a node. A term without requirements matches no node."""
+    expressions, fields = wanted.get("matchExpressions") or [], wanted.get("matchFields") or []
     return (
         bool(expressions or fields)
         and all(_matches(one, labels(node)) for one in expressions)
@@ -41,7 +41,7 @@ def wants(spec: Object, node: Object) -> bool:
     if any(labels(node).get(k) != v for k, v in (spec.get("nodeSelector") or {}).items()):
         return False
     required = ((spec.get("affinity") or {}).get("nodeAffinity") or {}).get(_REQUIRED)
-    return required is None or any(_term(term, node) for term in required.get("nodeSelectorTerms") or [])
+    return required is None or any(term(one, node) for one in required.get("nodeSelectorTerms") or [])
 
 
 def only(spec: Object, node: str) -> None:

@@ -11,8 +11,8 @@ from podwire_base.kube.meta import Object, deleting, key, labels, name
 from . import affinity, revisions
 from .base import Controller, Keys, Snapshot, Write, again, itself, owner_of
 from .claiming import claim, claimants
-from .nodes import tolerated
 from .podmaking import REVISION_HASH, available_in, changed_status, creates, deletes, make_pod, number, telling
+from .taints import tolerated
 from .workloads import resolve
 
 _TAINT = "node.kubernetes.io/"

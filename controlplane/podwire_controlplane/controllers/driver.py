@@ -40,7 +40,9 @@ from . import (
     protection,
     quota,
     roles,
+    scheduler,
     statefulsets,
+    tainteviction,
     unattended,
     workloads,
 )
@@ -332,6 +334,8 @@ async def _main(config: ControllersConfig) -> None:
         *protection.CONTROLLERS,
         *unattended.CONTROLLERS,
         *roles.CONTROLLERS,
+        *scheduler.CONTROLLERS,
+        *tainteviction.CONTROLLERS,
         *quota.CONTROLLERS,
         *accounts.controllers(_authority(client)),
         *loadbalancer.controllers(config.load_balancer_pool, others),

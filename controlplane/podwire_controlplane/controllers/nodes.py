@@ -1,18 +1,17 @@
-"""Nodes: podCIDR allocation, node lifecycle by Lease, and the scheduler."""
+"""Nodes: podCIDR allocation, and node lifecycle by Lease."""
 
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from podwire_base.kube.conditions import condition, is_true
-from podwire_base.kube.events import event, reference
-from podwire_base.kube.meta import Object, controller_of, deleting, key, labels, name, namespace, uid
+from podwire_base.kube.conditions import condition, is_true, with_condition
+from podwire_base.kube.events import reference
+from podwire_base.kube.meta import Object, name, namespace
 from podwire_base.kube.times import parse_time, timestamp
 
 from ..allocators import Exhausted, Network, free_pod_cidr
-from . import affinity
-from .base import Controller, Keys, Snapshot, Told, Write, itself, pod_ended
+from .base import Controller, Keys, Snapshot, Told, Write, itself
 
 GRACE = 40.0  # seconds without a renewed Lease after which a node counts as lost (kube-controller-manager's default)
 LEASES = "kube-node-lease"
@@ -41,7 +40,7 @@ def node_ipam(ranges: Sequence[tuple[Network, int]]) -> Controller:
                     wanted,
                     {
                         "status": {
-                            "conditions": _with_condition(
+                            "conditions": with_condition(
                                 node, "NetworkUnavailable", "True", "NoPodCIDR", str(err), _now
                             )
                         }
@@ -54,18 +53,12 @@ def node_ipam(ranges: Sequence[tuple[Network, int]]) -> Controller:
     return Controller("nodeipam", {"Node": itself}, reconcile)
 
 
-def _with_condition(obj: Object, kind: str, status: str, reason: str, message: str, now: float) -> list[Object]:
-    before = condition(obj, kind)
-    since = before.get("lastTransitionTime") if before.get("status") == status else timestamp(now)
-    fresh = {"type": kind, "status": status, "reason": reason, "message": message, "lastTransitionTime": since}
-    return [c for c in obj.get("status", {}).get("conditions") or [] if c.get("type") != kind] + [fresh]
-
-
 # ---- lifecycle
 
 
 _TAINT = "node.kubernetes.io/"
-# (condition, status) -> the taint that keeps new pods away meanwhile
+# (condition, status) -> the taint that keeps new pods away meanwhile. A node that is not ready has it twice: pods
+# leave it when their tolerations are over, 300 s unless they say otherwise.
 _CONDITION_TAINTS = {
     ("Ready", "False"): "not-ready",
     ("Ready", "Unknown"): "unreachable",
@@ -74,28 +67,47 @@ _CONDITION_TAINTS = {
     ("PIDPressure", "True"): "pid-pressure",
     ("NetworkUnavailable", "True"): "network-unavailable",
 }
-_CORDON = {"key": _TAINT + "unschedulable", "effect": "NoSchedule"}
+_LEAVE = (("Ready", "False"), ("Ready", "Unknown"))
+_LEAVING = frozenset(_TAINT + _CONDITION_TAINTS[pair] for pair in _LEAVE)
 _OURS = frozenset(_TAINT + name for name in (*_CONDITION_TAINTS.values(), "unschedulable"))
 
 
-def _tainted(node: Object) -> list[Write]:
-    """Give a node the NoSchedule taints of its conditions, and take away those of conditions that are over. The API
-    server gives a new node the taint not-ready, so a node without a condition Ready keeps it.
+def _tainted(node: Object, now: float, *, calm: bool) -> list[Write]:
+    """Give a node the taints of its conditions, and take away those of conditions that are over. The API server gives a
+    new node the taint not-ready, so a node without a condition Ready keeps it. calm: some node is ready. Where none is,
+    no pod leaves its node: the fault may be this controller's own.
     """
     spec, status = node.get("spec") or {}, node.get("status") or {}
     held = spec.get("taints") or []
     pairs = [(c.get("type"), c.get("status")) for c in status.get("conditions") or []]
-    wanted = [_TAINT + row for pair, row in _CONDITION_TAINTS.items() if pair in pairs]
+    wanted = [(_TAINT + row, "NoSchedule") for pair, row in _CONDITION_TAINTS.items() if pair in pairs]
+    leaving = [(_TAINT + _CONDITION_TAINTS[pair], "NoExecute") for pair in _LEAVE if pair in pairs and calm]
     if not any(kind == "Ready" for kind, _ in pairs):
-        wanted.append(_TAINT + "not-ready")
+        wanted.append((_TAINT + "not-ready", "NoSchedule"))
     if spec.get("unschedulable"):
-        wanted.append(_TAINT + "unschedulable")
-    mine = [t for t in held if t.get("effect") == "NoSchedule" and t.get("key") in _OURS]
-    if sorted(t["key"] for t in mine) == sorted(wanted):
+        wanted.append((_TAINT + "unschedulable", "NoSchedule"))
+    wanted += leaving
+    kept = [t for t in held if not _ours(t) or (t["key"], t["effect"]) in wanted]
+    have = [(t.get("key"), t.get("effect")) for t in kept]
+    taints = [_timed(t, now) for t in kept]
+    taints += [_timed({"key": own, "effect": effect}, now) for own, effect in wanted if (own, effect) not in have]
+    if taints == held:
         return []
-    taints = [t for t in held if t not in mine] + [{"key": one, "effect": "NoSchedule"} for one in wanted]
     change = {"metadata": {"resourceVersion": node["metadata"].get("resourceVersion")}, "spec": {"taints": taints}}
-    return [Write("patch", "Node", "", name(node), change, ", ".join(wanted) or "no taints")]
+    return [Write("patch", "Node", "", name(node), change, ", ".join(own for own, _ in wanted) or "no taints")]
+
+
+def _ours(taint: Object) -> bool:
+    return (taint.get("effect") == "NoSchedule" and taint.get("key") in _OURS) or (
+        taint.get("effect") == "NoExecute" and taint.get("key") in _LEAVING
+    )
+
+
+def _timed(taint: Object, now: float) -> Object:
+    """Return a taint that makes pods leave with the time since which it does."""
+    if taint.get("effect") != "NoExecute" or taint.get("timeAdded"):
+        return taint
+    return {**taint, "timeAdded": timestamp(now)}
 
 
 def reconcile_lifecycle(wanted: str, snapshot: Snapshot, now: float) -> list[Write]:
@@ -110,9 +122,10 @@ def reconcile_lifecycle(wanted: str, snapshot: Snapshot, now: float) -> list[Wri
             if p["spec"].get("nodeName") == wanted
         ]
     renewed = (lease or {}).get("spec", {}).get("renewTime") or node["metadata"]["creationTimestamp"]
+    calm = any(is_true(other, "Ready") for other in snapshot.list("Node"))
+    changes = _tainted(node, now, calm=calm)
     if now - parse_time(renewed).timestamp() < GRACE:
-        return _tainted(node)
-    changes = _tainted(node)
+        return changes
     if condition(node, "Ready").get("status") not in (None, "Unknown"):
         changes.append(
             Write(
@@ -122,7 +135,7 @@ def reconcile_lifecycle(wanted: str, snapshot: Snapshot, now: float) -> list[Wri
                 wanted,
                 {
                     "status": {
-                        "conditions": _with_condition(
+                        "conditions": with_condition(
                             node, "Ready", "Unknown", "NodeStatusUnknown", f"no heartbeat since {renewed}", now
                         )
                     }
@@ -146,7 +159,7 @@ def reconcile_lifecycle(wanted: str, snapshot: Snapshot, now: float) -> list[Wri
                     name(pod),
                     {
                         "status": {
-                            "conditions": _with_condition(
+                            "conditions": with_condition(
                                 pod, "Ready", "False", "NodeNotReady", f"node {wanted} sends no heartbeat", now
                             )
                         }
@@ -161,116 +174,9 @@ def _node_of_pod(pod: Object, snapshot: Snapshot) -> Keys:
     return (node,) if node and snapshot.get("Node", node) is None else ()
 
 
-# ---- scheduler
-
-
-def tolerated(taints: list[Object], tolerations: list[Object]) -> bool:
-    """Whether every NoSchedule or NoExecute taint has a toleration (core/v1 Toleration)."""
-
-    def fits(taint: Object, toleration: Object) -> bool:
-        if toleration.get("effect") not in (None, "", taint.get("effect")):
-            return False
-        if toleration.get("operator") == "Exists":
-            return toleration.get("key") in (None, "", taint.get("key"))
-        return toleration.get("key") == taint.get("key") and (toleration.get("value") or "") == (
-            taint.get("value") or ""
-        )
-
-    hard = [t for t in taints if t.get("effect") in ("NoSchedule", "NoExecute")]
-    return all(any(fits(taint, t) for t in tolerations) for taint in hard)
-
-
-def why_not(pod: Object, node: Object) -> str:
-    """Return the reason why the pod cannot run on the node, "" if it can."""
-    tolerations = pod["spec"].get("tolerations") or []
-    cordoned = node.get("spec", {}).get("unschedulable") and not tolerated([_CORDON], tolerations)
-    if deleting(node) or cordoned:
-        return "unschedulable"
-    if not is_true(node, "Ready"):
-        return "not ready"
-    wanted = pod["spec"].get("nodeSelector") or {}
-    if any(labels(node).get(k) != v for k, v in wanted.items()):
-        return "does not match nodeSelector"
-    if not affinity.wants(pod["spec"], node):
-        return "does not match node affinity"
-    if not tolerated(node.get("spec", {}).get("taints") or [], tolerations):
-        return "has a taint that the pod does not tolerate"
-    return ""
-
-
-def choose(pod: Object, snapshot: Snapshot) -> tuple[str, str]:
-    """Return (node, ""), or ("", the reason) if the pod can run on no node. The preferred node has the fewest pods of
-    the same owner; among equal nodes, it has the fewest pods.
-    """
-    refused: dict[str, int] = {}
-    best: tuple[int, int, str] | None = None
-    owner = (controller_of(pod) or {}).get("uid") or uid(pod)
-    for node in snapshot.list("Node"):
-        if reason := why_not(pod, node):
-            refused[reason] = refused.get(reason, 0) + 1
-            continue
-        here = [p for p in snapshot.list("Pod") if p["spec"].get("nodeName") == name(node) and not pod_ended(p)]
-        siblings = sum((controller_of(p) or {}).get("uid") == owner for p in here)
-        best = min(best or (1 << 30, 0, ""), (siblings, len(here), name(node)))
-    if best:
-        return best[2], ""
-    reasons = ", ".join(f"{n} {why}" for why, n in sorted(refused.items())) or "there are no nodes"
-    return "", f"no node fits: {reasons}"
-
-
-def reconcile_schedule(wanted: str, snapshot: Snapshot, now: float) -> list[Write]:
-    pod = snapshot.get("Pod", wanted)
-    if (
-        pod is None
-        or pod["spec"].get("nodeName")
-        or deleting(pod)
-        or pod_ended(pod)
-        or pod["spec"].get("schedulerName", "default-scheduler") != "default-scheduler"
-    ):
-        return []
-    node, why = choose(pod, snapshot)
-    if node:
-        return [
-            Write(
-                "bind",
-                "Pod",
-                namespace(pod),
-                name(pod),
-                {"target": {"kind": "Node", "name": node}},
-                f"on {node}",
-                told=Told(
-                    reference("Pod", pod),
-                    "Scheduled",
-                    f"Successfully assigned {key(pod)} to {node}",
-                    "default-scheduler",
-                ),
-            )
-        ]
-    if condition(pod, "PodScheduled").get("message") == why:
-        return []
-    told = event(reference("Pod", pod), "FailedScheduling", why, now, component="default-scheduler")
-    return [
-        Write(
-            "status",
-            "Pod",
-            namespace(pod),
-            name(pod),
-            {"status": {"conditions": _with_condition(pod, "PodScheduled", "False", "Unschedulable", why, now)}},
-            why,
-        ),
-        Write("create", "Event", namespace(pod), "", told, why),
-    ]
-
-
-def _unscheduled(_node: Object, snapshot: Snapshot) -> Keys:
-    return [key(p) for p in snapshot.list("Pod") if not p["spec"].get("nodeName")]
-
-
 def controllers(cluster_cidr: str, node_prefix: int, node_prefix6: int = 64) -> tuple[Controller, ...]:
     nets = [ipaddress.ip_network(text.strip()) for text in cluster_cidr.split(",")]
-    waits: dict[str, Callable[[Object, Snapshot], Keys]] = {"Pod": itself, "Node": _unscheduled}
     return (
         node_ipam([(net, node_prefix if net.version == 4 else node_prefix6) for net in nets]),
         Controller("nodelifecycle", {"Node": itself, "Pod": _node_of_pod}, reconcile_lifecycle, resync=10.0),
-        Controller("scheduler", waits, reconcile_schedule),
     )

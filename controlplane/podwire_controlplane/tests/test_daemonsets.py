@@ -8,7 +8,7 @@ import pytest
 
 from podwire_base.kube.meta import Object
 from podwire_base.testing.builders import NOW, meta, node, pod, running, stored
-from podwire_controlplane.controllers import affinity, daemonsets, nodes, revisions
+from podwire_controlplane.controllers import affinity, daemonsets, revisions, scheduler
 from podwire_controlplane.controllers.base import Write, owner_reference
 from podwire_controlplane.controllers.podmaking import REVISION_HASH
 
@@ -124,8 +124,10 @@ def _expression(key: str, operator: str, *values: str) -> Object:
     ],
 )
 def test_the_scheduler_heeds_required_node_affinity(spec: Object, fits: bool) -> None:
-    made = stored(pod("p", **spec))
-    assert (nodes.why_not(made, ready("n1", zone="a", size="4")) == "") is fits
+    (change,) = scheduler.reconcile(
+        "default/p", snapshot(stored(pod("p", **spec)), ready("n1", zone="a", size="4")), NOW
+    )[:1]
+    assert (change.verb == "bind") is fits
 
 
 def test_a_target_is_beside_what_the_template_asks_for() -> None:

@@ -16,7 +16,7 @@ from podwire_base.kube.meta import Object, labels, name
 from podwire_base.kube.registry import of
 from podwire_base.patience import patient
 from podwire_base.testing.builders import deployment, node, pod, run, service
-from podwire_controlplane.controllers import cleanup, endpointslices, nodes, workloads
+from podwire_controlplane.controllers import cleanup, endpointslices, nodes, scheduler, workloads
 from podwire_controlplane.controllers.base import Controller, Write, itself
 from podwire_controlplane.controllers.driver import Driver
 
@@ -25,6 +25,11 @@ from ..testing.servers import Server
 DEPLOYMENTS = "/apis/apps/v1/namespaces/default/deployments"
 SLICES = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices"
 PODS, SERVICES, NODES = (f"/api/v1/namespaces/default/{w}" for w in ("pods", "services", "nodes"))
+
+NOWHERE = (
+    "0/3 nodes are available: 3 node(s) didn't match Pod's node affinity/selector. "
+    "preemption: 0/3 nodes are available: 3 Preemption is not helpful for scheduling."
+)
 
 
 class Cluster:
@@ -80,6 +85,7 @@ def in_cluster(work: Callable[[Cluster], Awaitable[None]], *more: Controller) ->
                 *workloads.CONTROLLERS,
                 *cleanup.CONTROLLERS,
                 *nodes.controllers("10.244.0.0/16", 24),
+                *scheduler.CONTROLLERS,
             )
             task = asyncio.create_task(Driver(own_rights, rows).run())
             for own in ("n1", "n2", "n3"):
@@ -164,7 +170,7 @@ def test_scaling_down_pods_that_never_ran_shows_in_the_status() -> None:
         async def explained() -> bool:
             found = await cluster.items(PODS)
             texts = [c.get("message") for p in found for c in p["status"].get("conditions") or []]
-            return texts == ["no node fits: 3 does not match nodeSelector"] * 3
+            return texts == [NOWHERE] * 3
 
         await cluster.until(explained)
         await cluster.api.patch(DEPLOYMENTS + "/web", {"spec": {"replicas": 1}})

@@ -1,4 +1,4 @@
-"""podCIDRs, node lifecycle, the scheduler and garbage collection, as pure functions."""
+"""podCIDRs, node lifecycle and garbage collection, as pure functions."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ from hypothesis import strategies as st
 
 from podwire_base.kube.meta import Object, uid
 from podwire_base.testing.builders import NOW, deployment, meta, node, pod, replica_set, running, service, stored
-from podwire_controlplane.controllers import cleanup, nodes
+from podwire_controlplane.controllers import cleanup, nodes, tainteviction
 from podwire_controlplane.controllers.base import Write, owner_reference
 
 from ..testing.builders import snapshot
 
 CLUSTER = ipaddress.ip_network("10.244.0.0/16")
-TAINT = {"key": "k", "value": "v", "effect": "NoSchedule"}
 
 
 def live(own: str, **more: Any) -> Object:
@@ -83,7 +82,8 @@ def test_a_silent_node_and_its_pods_become_unready() -> None:
     assert changes[1].obj["status"]["conditions"][-1]["reason"] == "NodeNotReady"
     marked = {**live("n1"), **changes[0].obj}
     (taint,) = nodes.reconcile_lifecycle("n1", snapshot(marked, lease("n1", 50), pods[1]), NOW)
-    assert taint.obj["spec"] == {"taints": [{"key": "node.kubernetes.io/unreachable", "effect": "NoSchedule"}]}
+    unreachable = "node.kubernetes.io/unreachable"
+    assert taint.obj["spec"] == {"taints": [{"key": unreachable, "effect": "NoSchedule"}]}, "no node is ready"
     marked["spec"] = taint.obj["spec"]
     assert nodes.reconcile_lifecycle("n1", snapshot(marked, lease("n1", 50), pods[1]), NOW) == []
 
@@ -101,7 +101,7 @@ def test_a_silent_node_and_its_pods_become_unready() -> None:
     ],
 )  # fmt: skip
 def test_taints_follow_the_conditions(conditions: list[tuple[str, str]], cordoned: bool, wanted: str) -> None:
-    own = {"key": "a", "effect": "NoExecute"}
+    own = {"key": "a", "effect": "NoExecute", "timeAdded": "2027-01-15T07:00:00Z"}
     stale = {"key": "node.kubernetes.io/memory-pressure", "effect": "NoSchedule"}
     obj = live("n1", taints=[stale, own], unschedulable=cordoned)
     obj["status"] = {"conditions": [{"type": kind, "status": status} for kind, status in conditions]}
@@ -110,6 +110,53 @@ def test_taints_follow_the_conditions(conditions: list[tuple[str, str]], cordone
     assert keys[0] == "a" and sorted(keys[1:]) == wanted.split()
     obj["spec"]["taints"] = change.obj["spec"]["taints"]
     assert nodes.reconcile_lifecycle("n1", snapshot(obj, lease("n1", 1)), NOW) == []
+
+
+def test_pods_leave_a_node_that_is_lost_while_others_are_ready() -> None:
+    lost, other = live("n1"), live("n2")
+    lost["status"] = {"conditions": [{"type": "Ready", "status": "Unknown"}]}
+    (change,) = nodes.reconcile_lifecycle("n1", snapshot(lost, other, lease("n1", 50)), NOW)
+    own, stamp = "node.kubernetes.io/unreachable", "2027-01-15T08:00:00Z"
+    wanted = [{"key": own, "effect": "NoSchedule"}, {"key": own, "effect": "NoExecute", "timeAdded": stamp}]
+    assert change.obj["spec"]["taints"] == wanted
+    lost["spec"]["taints"] = wanted
+    assert nodes.reconcile_lifecycle("n1", snapshot(lost, other, lease("n1", 60)), NOW + 10) == [], "the time stays"
+    lost["status"] = {"conditions": [{"type": "Ready", "status": "True"}]}
+    (change,) = nodes.reconcile_lifecycle("n1", snapshot(lost, other, lease("n1", 0)), NOW + 20)
+    assert change.obj["spec"]["taints"] == []
+    theirs = live("n3", taints=[{"key": "a", "effect": "NoExecute"}])
+    (change,) = nodes.reconcile_lifecycle("n3", snapshot(theirs, lease("n3", 0)), NOW)
+    assert change.obj["spec"]["taints"] == [{"key": "a", "effect": "NoExecute", "timeAdded": stamp}]
+
+
+@pytest.mark.parametrize(
+    ("tolerations", "leaves"),
+    [
+        ([], 0),
+        ([{"key": "a", "operator": "Exists", "tolerationSeconds": 300}], 200),
+        ([{"operator": "Exists", "tolerationSeconds": 90}, {"key": "a", "operator": "Exists"}], 0),
+        ([{"key": "a", "operator": "Exists"}], None),
+        ([{"key": "b", "operator": "Exists"}], 0),
+        ([{"key": "a", "operator": "Exists", "effect": "NoSchedule"}], 0),
+        ([{"key": "a", "operator": "Exists", "tolerationSeconds": -1}], 0),
+    ],
+    ids=["none", "later", "the least", "forever", "another", "effect", "negative"],
+)
+def test_a_pod_stays_as_long_as_it_tolerates(tolerations: list[Object], leaves: float | None) -> None:
+    taint = {"key": "a", "effect": "NoExecute", "timeAdded": "2027-01-15T07:58:20Z"}
+    here = running("p", "10.0.0.1", "n1")
+    here["spec"]["tolerations"] = tolerations
+    found = tainteviction.reconcile("default/p", snapshot(here, live("n1", taints=[taint])), NOW)
+    if leaves is None:
+        assert found == []
+    elif leaves:
+        assert [(change.verb, change.obj) for change in found] == [("again", {"seconds": leaves})]
+    else:
+        told, gone = found
+        assert told.obj["status"]["conditions"][-1]["reason"] == "DeletionByTaintManager"
+        assert gone.verb == "delete" and gone.told and gone.told.reason == "TaintManagerEviction"
+    soft = live("n1", taints=[{**taint, "effect": "NoSchedule"}])
+    assert tainteviction.reconcile("default/p", snapshot(here, soft), NOW) == []
 
 
 def test_a_node_that_never_had_a_lease_gets_the_grace_from_its_creation() -> None:
@@ -121,83 +168,6 @@ def test_a_node_that_never_had_a_lease_gets_the_grace_from_its_creation() -> Non
 def test_pods_of_a_deleted_node_go() -> None:
     (change,) = nodes.reconcile_lifecycle("n1", snapshot(running("a", "10.0.0.1"), running("b", "10.0.0.2", "n2")), NOW)
     assert (change.verb, change.name, change.obj) == ("delete", "a", {"gracePeriodSeconds": 0})
-
-
-# ---- scheduler
-
-
-def bind(wanted: Object, *objects: Object) -> Write:
-    change, *told = nodes.reconcile_schedule("default/p1", snapshot(stored(wanted), *objects), NOW)
-    assert [t.obj["message"] for t in told] == [change.why] * (change.verb == "status")
-    return change
-
-
-def test_pods_of_one_owner_spread() -> None:
-    owner = stored(replica_set())
-    refs = [owner_reference(owner)]
-    held: list[Object] = [running("other1", "10.0.0.8", "n2"), running("other2", "10.0.0.9", "n2")]
-    hosts = []
-    for n in range(6):
-        made = stored(pod(f"w{n}"), ownerReferences=refs)
-        (change,) = nodes.reconcile_schedule(
-            f"default/w{n}", snapshot(made, live("n1"), live("n2"), live("n3"), *held), NOW
-        )
-        hosts.append(change.obj["target"]["name"])
-        made["spec"]["nodeName"] = hosts[-1]
-        held.append(made)
-    assert sorted(hosts) == ["n1", "n1", "n2", "n2", "n3", "n3"] and set(hosts[:2]) == {"n1", "n3"}, "least used first"
-
-
-@pytest.mark.parametrize(
-    ("spec", "fits"),
-    [
-        ({}, "plain"),
-        ({"nodeSelector": {"disk": "ssd"}}, "ssd"),
-        ({"nodeSelector": {"t": "1"}, "tolerations": [{"key": "k", "operator": "Exists"}]}, "tainted"),
-        ({"nodeSelector": {"t": "1"}, "tolerations": [{"key": "k", "value": "v", "effect": "NoSchedule"}]}, "tainted"),
-        ({"nodeSelector": {"t": "1"}, "tolerations": [{"operator": "Exists"}]}, "tainted"),
-        ({"nodeSelector": {"t": "1"}, "tolerations": [{"key": "k", "value": "other"}]}, ""),
-        ({"nodeSelector": {"t": "1"}, "tolerations": [{"key": "k", "value": "v", "effect": "NoExecute"}]}, ""),
-        ({"nodeSelector": {"t": "1"}}, ""),
-    ],
-)
-def test_selectors_taints_and_tolerations(spec: Object, fits: str) -> None:
-    rows = [live("plain"), live("tainted", labels={"t": "1"}, taints=[TAINT])]
-    if "nodeSelector" in spec and "disk" in spec["nodeSelector"]:
-        rows.append(live("ssd", labels={"disk": "ssd"}))
-    change = bind(pod(**spec), *rows)
-    assert (change.obj.get("target") or {}).get("name", "") == fits
-
-
-def test_the_reason_counts_the_nodes() -> None:
-    rows = (
-        live("a", unschedulable=True),
-        live("b", ready=False),
-        live("c", taints=[TAINT]),
-        live("d", taints=[{**TAINT, "effect": "PreferNoSchedule"}], labels={"x": "z"}),
-    )
-    change = bind(pod(nodeSelector={"x": "y"}), *rows, live("e"))
-    condition = change.obj["status"]["conditions"][0]
-    assert condition["reason"] == "Unschedulable" and condition["message"] == (
-        "no node fits: 3 does not match nodeSelector, 1 not ready, 1 unschedulable"
-    )
-    told = stored(pod(), status={"conditions": [condition]})
-    told["spec"]["nodeSelector"] = {"x": "y"}
-    assert nodes.reconcile_schedule("default/p1", snapshot(told, *rows, live("e")), NOW) == [], "said once"
-    assert "there are no nodes" in bind(pod()).obj["status"]["conditions"][0]["message"]
-    assert bind(pod(), live("n", taints=[{**TAINT, "effect": "PreferNoSchedule"}])).obj["target"] == {
-        "kind": "Node",
-        "name": "n",
-    }
-
-
-@pytest.mark.parametrize(
-    "left_alone",
-    [pod(nodeName="n9"), pod(schedulerName="mine"), {**pod(), "status": {"phase": "Failed"}}],
-    ids=["bound", "other", "ended"],
-)
-def test_pods_that_are_not_scheduled(left_alone: Object) -> None:
-    assert nodes.reconcile_schedule("default/p1", snapshot(stored(left_alone), live("n1")), NOW) == []
 
 
 # ---- cleaning up
