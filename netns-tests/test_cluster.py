@@ -69,20 +69,30 @@ asked = urllib.request.Request(
 trust = ssl.create_default_context(cafile=base + "ca.crt")
 with urllib.request.urlopen(asked, context=trust) as answer:
     found = json.load(answer)["status"]["userInfo"]
-refused = []
-for path in ("/api/v1/namespaces/" + space + "/secrets", "/api/v1/nodes"):
+told = []
+paths = ["/api/v1/namespaces/%s/%s" % place for place in ((space, "pods"), (space, "secrets"), ("kube-system", "pods"))]
+for path in paths + ["/api/v1/nodes"]:
+    asked = urllib.request.Request(url + path, headers={"Authorization": "Bearer " + token})
     try:
-        asked = urllib.request.Request(url + path, headers={"Authorization": "Bearer " + token})
-        urllib.request.urlopen(asked, context=trust)
+        with urllib.request.urlopen(asked, context=trust) as answer:
+            told.append(sorted(one["metadata"]["name"] for one in json.load(answer)["items"]))
     except urllib.error.HTTPError as err:
-        refused.append(err.code)
-print(json.dumps([space, found["username"], found["extra"]["authentication.kubernetes.io/pod-name"], refused]))
+        told.append(err.code)
+print(json.dumps([space, found["username"], found["extra"]["authentication.kubernetes.io/pod-name"], told]))
 """
+VIEWER = {
+    "apiVersion": "rbac.authorization.k8s.io/v1",
+    "kind": "RoleBinding",
+    "metadata": {"name": "viewer", "namespace": "default"},
+    "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "view"},
+    "subjects": [{"kind": "ServiceAccount", "name": "default", "namespace": "default"}],
+}
 
 
 def test_a_pod_is_known_to_the_api_by_its_service_account(lab: DemoLab) -> None:
     """As every in-cluster client does: the token, ca.crt and namespace of the mounted volume, and two variables. The
-    name of the Service has an answer too, and no right comes with the token alone.
+    name of the Service has an answer too. No right comes with the token alone, and a RoleBinding gives rights in its
+    own namespace only, and not on Secrets, as the ClusterRole `view` says.
     """
     pod = lab.pods("client")[0]
     container = lab.get("Pod", pod.name)["spec"]["containers"][0]["name"]
@@ -91,10 +101,21 @@ def test_a_pod_is_known_to_the_api_by_its_service_account(lab: DemoLab) -> None:
     assert process is not None
     own = Path(f"/proc/{process.pid}/environ").read_text().split("\0")
     where = [one for one in own if one.startswith("KUBERNETES_SERVICE_")]
-    raw = lab.in_pod(pod, container, "env", *where, python, "-IS", "-c", ASK)
-    assert raw.startswith("["), raw
-    told = json.loads(raw)
-    assert told == ["default", "system:serviceaccount:default:default", [pod.name], [403, 403]]
+
+    def told() -> list[Any]:
+        raw = lab.in_pod(pod, container, "env", *where, python, "-IS", "-c", ASK)
+        assert raw.startswith("["), raw
+        space, user, pods, answers = json.loads(raw)
+        assert (space, user, pods) == ("default", "system:serviceaccount:default:default", [pod.name])
+        return list(answers)
+
+    assert told() == [403, 403, 403, 403]
+    with contextlib.ExitStack() as stack:
+        stack.callback(lab.try_tool, "delete", "rolebinding", "viewer", "-n", "default")
+        lab.run_tool("apply", "-f", "-", stdin=json.dumps(VIEWER))
+        pods, *others = told()
+        assert pod.name in pods and others == [403, 403, 403]
+    assert told() == [403, 403, 403, 403], "a right ends with its binding"
     mounted = "/var/run/secrets/kubernetes.io/serviceaccount/token"
     assert "Read-only file system" in lab.in_pod(pod, container, "sh", "-c", f"echo x > {mounted}")
 

@@ -307,6 +307,11 @@ def _fields(name: str) -> tuple[dict[str, Decoder], dict[str, Any]]:
     return decoders, absent
 
 
+def _copied(default: Object) -> Object:
+    """Copy what an absent struct becomes: structs in structs, and values that never change."""
+    return {name: _copied(value) if isinstance(value, dict) else value for name, value in default.items()}
+
+
 @cache
 def _message(name: str) -> Decoder:
     short = name.rsplit(".", 1)[-1]
@@ -328,7 +333,7 @@ def _message(name: str) -> Decoder:
                 out[key] = made
         for key, default in absent.items():
             if key not in out:
-                out[key] = json.loads(json.dumps(default)) if isinstance(default, dict) else default
+                out[key] = _copied(default) if isinstance(default, dict) else default
         return out
 
     return message

@@ -10,7 +10,7 @@ import json
 import pkgutil
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -76,6 +76,11 @@ class Resource:
     stored: str = ""
     own_list: str = ""
     custom: Custom | None = None
+    _head: str = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        group = self.stored.rpartition("/")[0] if self.stored else self.group
+        object.__setattr__(self, "_head", f"/{group or 'core'}/{self.plural}/")
 
     @property
     def singular(self) -> str:
@@ -130,9 +135,7 @@ class Resource:
         """Returns the prefix of the store keys of the kind, or of the kind in one namespace. The version is no part of
         it, and kinds that are stored together have one prefix.
         """
-        group = self.stored.rpartition("/")[0] if self.stored else self.group
-        head = f"/{group or 'core'}/{self.plural}/"
-        return f"{head}{namespace}/" if namespace else head
+        return f"{self._head}{namespace}/" if namespace else self._head
 
     def key(self, namespace: str, name: str) -> str:
         return self.prefix(namespace if self.namespaced else "") + name

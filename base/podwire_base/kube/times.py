@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime
+from functools import lru_cache
 
 _UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "\u00b5s": 1e-6, "\u03bcs": 1e-6, "ns": 1e-9}
 _PART = re.compile(rf"([0-9]++(?:\.[0-9]*+)?|\.[0-9]++)({'|'.join(sorted(_UNITS, key=len, reverse=True))})")
@@ -18,7 +19,13 @@ GREATEST = (2**63 - 1) / 1e9  # seconds in Go's time.Duration
 
 def timestamp(now: float) -> str:
     """Returns a metav1.Time: "2026-11-23T05:00:00Z". now: seconds since the epoch."""
-    return datetime.fromtimestamp(now, UTC).strftime(_SECONDS)
+    return _second(int(now // 1))
+
+
+@lru_cache(maxsize=64)
+def _second(second: int) -> str:
+    """Format a second. One write of the API has several times of the same second."""
+    return datetime.fromtimestamp(second, UTC).strftime(_SECONDS)
 
 
 def micro_timestamp(now: float) -> str:

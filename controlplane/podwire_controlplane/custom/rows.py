@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from podwire_base.kube.meta import Object, deleting
@@ -69,13 +70,8 @@ def _row(definition: Object, version: Object, names: Mapping[str, Any], storage:
         _warning(base, version),
         strategy,
     )
-    strategy.resource = _with(base, custom)
+    strategy.resource = replace(base, custom=custom)
     return strategy.resource
-
-
-def _with(base: Resource, custom: Custom) -> Resource:
-    fields = {field: getattr(base, field) for field in Resource.__dataclass_fields__}
-    return Resource(**{**fields, "custom": custom})
 
 
 def _warning(row: Resource, version: Object) -> str:

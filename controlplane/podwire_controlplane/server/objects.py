@@ -110,7 +110,7 @@ class Objects:
         found = await self.store.get(_NAMESPACES.key("", scope.namespace))
         if found is None:
             raise errors.not_found(_NAMESPACES, scope.namespace)
-        if deleting(load(found)):
+        if b'"deletionTimestamp"' in found.value and deleting(load(found)):
             raise StatusError(
                 403,
                 "Forbidden",

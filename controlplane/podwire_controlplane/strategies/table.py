@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 from podwire_base.kube.registry import BUILTIN, Resource
 
 from .apps import DaemonSetStrategy, DefinitionStrategy, DeploymentStrategy, JobStrategy
@@ -105,9 +103,11 @@ def strategy_of(resource: Resource) -> Strategy:
     if resource.custom is not None:
         own: Strategy = resource.custom.strategy
         return own
-    return _builtin(resource)
+    where = resource.group, resource.version, resource.kind  # the hash of a whole row takes a microsecond
+    found = _BUILTIN.get(where)
+    if found is None:
+        found = _BUILTIN[where] = STRATEGIES.get((resource.group, resource.kind), Strategy)(resource)
+    return found
 
 
-@cache
-def _builtin(resource: Resource) -> Strategy:
-    return STRATEGIES.get((resource.group, resource.kind), Strategy)(resource)
+_BUILTIN: dict[tuple[str, str, str], Strategy] = {}

@@ -62,6 +62,10 @@ def judged(rule: str, obj: Object, before: Any = UNKNOWN, **more: Any) -> list[t
         "unknown(self.size)",
         "1 +",
         "self.in == 'x'",
+        "self.few.all(i, v, v == 'x')",
+        "self.limits.all(k, v, v.length == 1)",
+        "self.few.all(v, v, v == 1)",
+        "self.few.__pairs().size() == 1",
     ],
 )
 def test_a_rule_that_does_not_fit_the_schema_refuses_the_definition(rule: str) -> None:
@@ -81,6 +85,11 @@ def test_a_rule_that_does_not_fit_the_schema_refuses_the_definition(rule: str) -
         ("true", {"optionalOldSelf": True}, ("optionalOldSelf", "FieldValueInvalid")),
         (
             "self.tags.all(a, self.tags.all(b, self.tags.all(c, a == b || b == c)))",
+            {},
+            ("rule", "FieldValueForbidden"),
+        ),
+        (
+            "self.tags.all(i, a, self.tags.all(j, b, self.tags.all(k, c, a == b || b == c)))",
             {},
             ("rule", "FieldValueForbidden"),
         ),
@@ -125,11 +134,20 @@ def test_old_values_exist_only_where_parts_can_be_told_apart() -> None:
         "self.ratio / 2.0 == 0.5 && self.__in__ == 'x' && self.a__dash__b == 1",
         "self.?note.orValue('none') == 'none' && has(self.size) && !has(self.min)",
         "'a-b'.split('-').join('+').upperAscii() == 'A+B' && math.greatest(1, self.size) == 1",
+        "self.few.all(i, v, v == i + 1) && !self.few.exists(i, v, v == i) && self.few.existsOne(i, v, i + v == 3)",
+        "self.limits.all(k, v, k != v && self.limits[k] == v) && self.limits.exists(k, v, k == 'cpu' && v == '2')",
+        "self.few.transformList(i, v, i > 0, v * 10) == [20, 30] && self.few.transformList(i, v, i + v) == [1, 3, 5]",
+        "self.limits.transformMap(k, v, k == 'cpu', v + k) == {'cpu': '2cpu'}",
+        "self.limits.transformMap(k, v, v)['memory'] == '1Gi' && self.few.transformMap(i, v, v)[1] == 2",
+        "self.limits.transformMapEntry(k, v, {v: k}) == {'2': 'cpu', '1Gi': 'memory'}",
+        "self.few.all(i, v, self.few.all(j, w, i == j ? v == w : v != w))",
+        "self.parts.all(i, part, part.name != '' && part.?name.hasValue() && {'i': i}['i'] < 2)",
+        "self.few.all(name, v, self.parts.all(part, part.name != string(name)))",
     ],
 )
 def test_kubernetes_functions(rule: str) -> None:
     obj = widget("a", tags=["a", "b"], few=[1, 2, 3], since="2020-01-01T00:00:00Z", every="1m5s", ratio=1)
-    obj["spec"] |= {"in": "x", "a-b": 1}
+    obj["spec"] |= {"in": "x", "a-b": 1, "limits": {"cpu": "2", "memory": "1Gi"}, "parts": [{"name": "x"}]}
     assert problems(rule) == []
     assert judged(rule, obj) == []
 
@@ -164,6 +182,10 @@ def test_a_rule_without_a_value_refuses_the_object() -> None:
     assert "rule evaluation error" in judged("self.min > 1", widget("a"))[0][2]
     many = widget("a", few=list(range(300)))
     assert "Iteration budget exceeded" in judged("self.few.all(a, self.few.all(b, a < 1000))", many)[0][2]
+    two = "self.few.all(i, a, self.few.all(j, b, a < 1000))"
+    assert "Iteration budget exceeded" in judged(two, many)[0][2]
+    twice = "self.few.transformMapEntry(i, v, {'same': v}).size() > 0"
+    assert "already exists" in judged(twice, widget("a", few=[1, 2]))[0][2]
 
 
 def test_all_rules_of_an_object_share_a_budget() -> None:

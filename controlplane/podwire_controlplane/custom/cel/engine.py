@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from functools import cache, lru_cache
 from typing import Any
 
-from . import ast
+from . import ast, twovariables
 from .library import FUNCTIONS
 from .types import BadExpression
 
@@ -79,6 +79,7 @@ class Program:
 
     def __init__(self, source: str, *, optional_old: bool) -> None:
         self.old = bool(_used_old(source))
+        source = twovariables.expand(source)
         if optional_old:
             source = _TOKEN.sub(lambda m: _OPTIONAL_OLD if m[0] == OLD else m[0], source)
         env = _env()

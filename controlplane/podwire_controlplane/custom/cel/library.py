@@ -23,6 +23,7 @@ from podwire_base.kube import quantity
 
 from ...rules import fields
 from .. import formats, patterns
+from . import twovariables
 
 Boxed = dict[str, Any]
 _QUANTITY, _IP, _CIDR = "kubernetes.Quantity", "kubernetes.IP", "kubernetes.CIDR"
@@ -262,6 +263,9 @@ _TIME, _SPAN = "timestamp", "duration"
 _OPERATORS = (("_<_", operator.lt), ("_<=_", operator.le), ("_>_", operator.gt), ("_>=_", operator.ge))
 Row = tuple[str, tuple[str, ...], str, bool, Callable[..., Any]]
 FUNCTIONS: tuple[Row, ...] = (
+    (twovariables.PAIRS, (_ANY,), _LIST, True, twovariables.pairs),
+    (twovariables.MAPPED, (_LIST,), _ANY, True, twovariables.mapped),
+    (twovariables.MERGED, (_LIST,), _ANY, True, twovariables.merged),
     ("isSorted", (_LIST,), _BOOL, True, _ordered),
     ("sum", (_LIST,), _ANY, True, sum),
     ("min", (_LIST,), _ANY, True, _extreme(min)),

@@ -113,6 +113,8 @@ class Checker:
             self._field(self.check(expr.parts[0]), str(expr.parts[1].value))
             return None
         found = [self.check(part) for part in expr.parts]
+        if expr.name == "__pairs":
+            return _pairs(found[0])
         kinds = [kind(one) for one in found]
         if expr.name in _COMPARED:
             self._compare(expr.name, kinds)
@@ -151,6 +153,15 @@ class Checker:
         for part in expr.parts[4:]:
             self.check(part)
         self.scope = before
+
+
+def _pairs(over: Schema | None) -> Schema | None:
+    """Return the schema of the pairs of key and value of a list or map (twovariables.py)."""
+    if over is None or over.get("type") not in ("array", "object"):
+        return None
+    key, value = ("integer", over.get("items")) if over["type"] == "array" else ("string", values_schema(over))
+    pair = {"type": "object", "properties": {"k": {"type": key}, "v": value}}
+    return {"type": "array", "maxItems": bound(over), "items": pair}
 
 
 def bound(schema: Schema) -> int:
