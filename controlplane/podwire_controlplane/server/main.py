@@ -12,9 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from aiohttp import web
-
 from podwire_base.kernel.netns import call_in
+from podwire_base.kube.client.aio import web
 from podwire_base.kube.errors import StatusError
 from podwire_base.kube.meta import Object
 from podwire_base.kube.registry import of

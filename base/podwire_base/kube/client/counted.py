@@ -9,9 +9,8 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import aiohttp
-
 from ...role.metrics import Histogram
+from .aio import aiohttp
 from .config import ClientConfig
 from .http import ApiClient
 

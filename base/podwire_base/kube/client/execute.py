@@ -10,11 +10,11 @@ import asyncio
 import contextlib
 from dataclasses import dataclass
 
-import aiohttp
 import msgspec
 from yarl import URL
 
 from ..errors import BadAnswer, Refused, Unreachable
+from .aio import aiohttp
 from .http import ApiClient
 
 PROTOCOLS = ("v5.channel.k8s.io", "v4.channel.k8s.io")

@@ -14,13 +14,13 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
-import aiohttp
 import msgspec
 from yarl import URL
 
 from ...role import logs
 from ..errors import BadAnswer, ConfigError, Refused, Unreachable
 from ..meta import Object
+from .aio import aiohttp
 from .config import ClientConfig, stamps
 
 _decode = msgspec.json.Decoder().decode
