@@ -1,5 +1,5 @@
-"""Shared by all test folders: how many examples the property tests draw (`make test`: a tenth of `make test-long`), and
-where PODWIRE_PATIENCE says that the machine is slow, a tenth of that. Those of `make test` are the same each time, so
+"""Shared by all test folders: how many examples the property tests draw (`make test-long`: 500, `make test`: 25, and
+where PODWIRE_PATIENCE says that the machine is slow, 5). Those of `make test` are the same each time, so
 that it judges the change and not the draw; `make test-long` looks for new ones.
 
 `make test-long` also draws the order of the files and of the tests in each, but not in a file with the mark `story`,
@@ -27,7 +27,7 @@ from podwire_base.patience import FACTOR
 from podwire_base.role import logs
 
 _QUIET = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
-settings.register_profile("ci", max_examples=50, deadline=None, suppress_health_check=_QUIET, derandomize=True)
+settings.register_profile("ci", max_examples=25, deadline=None, suppress_health_check=_QUIET, derandomize=True)
 settings.register_profile("long", max_examples=500, deadline=None, suppress_health_check=_QUIET)
 settings.register_profile("slow", max_examples=5, deadline=None, suppress_health_check=_QUIET, derandomize=True)
 settings.load_profile("long" if os.environ.get("PODWIRE_LONG") else "slow" if FACTOR > 1 else "ci")

@@ -18,7 +18,7 @@ from podwire_cni.types import VERSIONS
 
 from .test_verbs import Host
 
-CASES = examples(400, 20_000)
+CASES = examples(200, 20_000)
 KEYS = [
     "cniVersion",
     "name",

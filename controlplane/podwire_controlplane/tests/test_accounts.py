@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from podwire_base.kube.meta import Object
 from podwire_base.testing.builders import node, pod
+from podwire_base.testing.counts import examples
 from podwire_controlplane.controllers.accounts import controllers
 from podwire_controlplane.controllers.base import Snapshot
 from podwire_controlplane.server import accountclaims, accounts
@@ -79,7 +80,7 @@ def test_a_token_is_verified_by_the_published_key_alone(keys: AccountKeys) -> No
     assert keys.claims(sent) == {"a": 1}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(25, 500), deadline=None)
 @given(st.data())
 def test_no_changed_token_counts(keys: AccountKeys, data: st.DataObject) -> None:
     sent = keys.sign({"sub": "x"})

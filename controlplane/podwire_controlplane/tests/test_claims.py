@@ -15,6 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from podwire_base.kube.errors import StatusError
 from podwire_base.kube.meta import Object, key
 from podwire_base.testing.builders import run, service
+from podwire_base.testing.counts import examples
 from podwire_controlplane.allocators import addresses_of, pod_cidrs_of, ports_of
 from podwire_controlplane.server.claims import GRACE
 from podwire_controlplane.server.writes import WriteOptions
@@ -337,4 +338,4 @@ class Servers(RuleBasedStateMachine):
 
 
 TestServers = Servers.TestCase
-TestServers.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
+TestServers.settings = settings(max_examples=examples(20, 200), stateful_step_count=25, deadline=None)

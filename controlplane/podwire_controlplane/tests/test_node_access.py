@@ -19,6 +19,7 @@ from podwire_base.kube.meta import Object
 from podwire_base.role.reporter import Reporter, ReporterConfig
 from podwire_base.role.standing import Standing
 from podwire_base.testing.builders import node, pod
+from podwire_base.testing.counts import examples
 from podwire_controlplane.rbac import nodes
 from podwire_controlplane.rbac.references import of_pod
 from podwire_controlplane.server import auth
@@ -224,7 +225,7 @@ def test_labels_of_the_administrator(key: str, bad: bool) -> None:
 names = st.sampled_from("abcde")
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(25, 500))
 @given(names, names, names, names, names)
 def test_every_way_to_refer_is_found(a: str, b: str, c: str, d: str, e: str) -> None:
     spec = {

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from podwire_base.kube.meta import Object
 from podwire_base.kube.registry import RESOURCES
 from podwire_base.testing.builders import deployment, minimal, node, pod, service
+from podwire_base.testing.counts import examples
 from podwire_controlplane.server import auth, pki
 
 from ..testing.servers import AUTHORITY, Server
@@ -234,7 +235,7 @@ _WORDS = st.sampled_from(
 )
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(25, 500))
 @given(
     st.sampled_from(["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS", "TRACE"]),
     st.lists(_WORDS, max_size=7),

@@ -21,6 +21,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from podwire_base.role.layout import NewerLayout
 from podwire_base.testing.builders import run
+from podwire_base.testing.counts import examples
 from podwire_controlplane.store import memory
 from podwire_controlplane.store.base import Compacted, Conflict, Item, StoredChange
 from podwire_controlplane.store.memory import MemoryStore, cost
@@ -340,7 +341,7 @@ class StoreMachine(RuleBasedStateMachine):
 
 
 TestStoreMachine = StoreMachine.TestCase
-TestStoreMachine.settings = settings(max_examples=15, stateful_step_count=20)
+TestStoreMachine.settings = settings(max_examples=examples(10, 100), stateful_step_count=20)
 
 
 # ---- SQLite only

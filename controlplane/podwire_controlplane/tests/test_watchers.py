@@ -227,7 +227,7 @@ def test_what_watchers_believe_is_what_a_list_says() -> None:
         Watchers,
         settings=settings(
             max_examples=60 if LONG else 3,
-            stateful_step_count=50,
+            stateful_step_count=50 if LONG else 30,
             deadline=None,
             derandomize=not LONG,
             suppress_health_check=list(HealthCheck),

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from podwire_base.kernel.conntrack.codec import SEEN_REPLY, SYN_SENT, Flow, Tuple
 from podwire_base.kube import meta
+from podwire_base.testing.counts import examples
 from podwire_proxy.changes import Tracker
 from podwire_proxy.conntrack import Closed, serving, stale, stale_attempts
 from podwire_proxy.dataplane import Balance, Dataplane, Frontend, Key
@@ -237,7 +238,7 @@ def reference(objects: list[meta.Object], key: Key, owner: str) -> set[Destinati
     return {at for at, conditions in every.items() if any(c.get("serving", True) for c in conditions)}
 
 
-@settings(max_examples=40)
+@settings(max_examples=examples(20, 400))
 @given(objects=st.lists(st.one_of(services(), slices()), max_size=8))
 def test_flows_of_random_services_stay_with_serving_endpoints(objects: list[meta.Object]) -> None:
     last = list({(o["kind"], meta.key(o)): o for o in objects}.values())

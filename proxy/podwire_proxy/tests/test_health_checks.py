@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from podwire_base.kube.meta import Object
 from podwire_base.role import web
+from podwire_base.testing.counts import examples
 from podwire_proxy import health
 from podwire_proxy.changes import Tracker
 from podwire_proxy.dataplane import Balance, HealthCheck, Key
@@ -94,7 +95,7 @@ def test_each_family_is_counted_for_itself(
 CONDITIONS = st.fixed_dictionaries({}, optional={name: st.booleans() for name in ("ready", "serving", "terminating")})
 
 
-@settings(max_examples=50)
+@settings(max_examples=examples(25, 500))
 @given(
     st.lists(st.tuples(st.sampled_from([A, B, C, A6, B6, C6]), st.sampled_from([s.NODE, "n2"]), CONDITIONS), max_size=6)
 )
