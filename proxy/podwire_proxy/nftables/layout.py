@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import ipaddress
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 
 from podwire_base.kernel import nflog
 from podwire_base.kernel.ip import Family, packed
@@ -16,7 +14,7 @@ from podwire_base.kernel.nft.eval import IPS_DST_NAT
 from podwire_base.kernel.nft.expr import R0, RTN_LOCAL, Expr
 from podwire_base.kernel.reasons import Reason, carrying
 
-from ..dataplane import Balance, Frontend, Key, Sticky
+from ..dataplane import Key
 from ..model import LOCALHOST, PROTOCOLS, Destination, NodeInfo, is_v6
 
 TABLE_NAME = "podwire"
@@ -144,7 +142,7 @@ class StaticRules:
     elements: dict[str, dict[bytes, nft.Value]]
 
 
-def _rules(chain: nft.Chain, rules: Iterable[tuple[str, Iterable[Expr]]]) -> tuple[nft.Rule, ...]:
+def as_rules(chain: nft.Chain, rules: Iterable[tuple[str, Iterable[Expr]]]) -> tuple[nft.Rule, ...]:
     """Builds rules. Each comment ends in a digest of the expressions, which identifies the rule in a read-back."""
     made = []
     for words, exprs in rules:
@@ -172,7 +170,7 @@ def comes_with_services(name: str) -> bool:
 
 def _service_frontends(layout: Layout, wrong_port: str) -> tuple[nft.Rule, ...]:
     """Returns the rules of `service-frontends`. wrong_port: the chain for other ports of a Service address."""
-    return _rules(
+    return as_rules(
         nft.Chain(layout.table, "service-frontends"),
         [
             ("Service frontends", [*layout.frontend(), nft.Lookup("services", dreg=0)]),
@@ -234,7 +232,7 @@ def static_rules(layout: Layout, node: NodeInfo, *, logs: bool = True) -> Static
     )
     rules = {
         **{chain.name: _refusing(layout, chain, reason, logs) for reason, chain in refusing.items()},
-        NO_LOCAL: _rules(
+        NO_LOCAL: as_rules(
             none_here,
             [
                 *_logging(Reason.NO_LOCAL_ENDPOINTS, logs),
@@ -245,7 +243,7 @@ def static_rules(layout: Layout, node: NodeInfo, *, logs: bool = True) -> Static
             ],
         ),
         "service-frontends": _service_frontends(layout, REFUSAL[Reason.WRONG_PORT]),
-        "prerouting": _rules(
+        "prerouting": as_rules(
             pre,
             [
                 guard,
@@ -257,14 +255,14 @@ def static_rules(layout: Layout, node: NodeInfo, *, logs: bool = True) -> Static
                 ("all the others", [nft.jump("service-frontends")]),
             ],
         ),
-        "output": _rules(out, [guard, lost, ("from this node", [nft.jump("service-frontends")])]),
-        "postrouting": _rules(post, [*_remembering(layout), *_masquerading(layout, node)]),
-        "input": _rules(inp, _remembering(layout)),
+        "output": as_rules(out, [guard, lost, ("from this node", [nft.jump("service-frontends")])]),
+        "postrouting": as_rules(post, [*_remembering(layout), *_masquerading(layout, node)]),
+        "input": as_rules(inp, _remembering(layout)),
     }
     chains = [mark(layout), *refusing.values(), none_here, services, pre, out, post, inp]
     if node.drop_invalid:
         chains.append(forward := nft.Chain(t, "forward", "forward", "filter"))
-        rules["forward"] = _rules(
+        rules["forward"] = as_rules(
             forward,
             [
                 (
@@ -281,7 +279,7 @@ def static_rules(layout: Layout, node: NodeInfo, *, logs: bool = True) -> Static
         )
     if layout.family == "ip" and node.localhost:
         chains.append(wire := nft.Chain(t, LOOPBACK, "prerouting", "filter", RAW))
-        rules[LOOPBACK] = _rules(
+        rules[LOOPBACK] = as_rules(
             wire,
             [
                 (
@@ -312,7 +310,7 @@ def static_rules(layout: Layout, node: NodeInfo, *, logs: bool = True) -> Static
 
 def _refusing(layout: Layout, chain: nft.Chain, reason: Reason, logs: bool) -> tuple[nft.Rule, ...]:
     tcp = [nft.Meta("l4proto"), nft.Cmp(b"\6"), nft.Counter(), nft.Reject("ip", tcp_reset=True)]
-    return _rules(
+    return as_rules(
         chain,
         [
             *_logging(reason, logs),
@@ -379,125 +377,5 @@ def _masquerading(layout: Layout, node: NodeInfo) -> Iterator[tuple[str, list[Ex
             *layout.original(),
             nft.Lookup("masquerade-node"),
             nft.Masquerade(),
-        ],
-    )
-
-
-@lru_cache(maxsize=1 << 12)
-def balancer(layout: Layout, count: int, local: bool) -> tuple[nft.Chain, tuple[nft.Rule, ...]]:
-    """Returns the chain that balances over `count` destinations of the cluster set or the local set."""
-    chain = nft.Chain(layout.table, f"{'local' if local else 'lb'}{count}")
-    return chain, _rules(
-        chain,
-        [
-            (f"one of {count}", layout.balance(count, LOCAL_SLOTS if local else 0)),
-            # If a slot is missing, the packet must neither leak to the default route nor get a refusal. The client
-            # tries again.
-            (carrying("slot missing", Reason.SLOT_MISSING), [nft.Counter(), nft.drop()]),
-        ],
-    )
-
-
-def _who(layout: Layout, sticky: Sticky) -> tuple[Expr, ...]:
-    """Loads Service port . client, the key of the affinity maps, into consecutive registers."""
-    w, port = layout.words, sticky.port
-    return (
-        nft.Immediate(packed(port.ip), R0),
-        nft.Immediate(bytes((PROTOCOLS[port.protocol],)), R0 + w),
-        nft.Immediate(port.port.to_bytes(2, "big"), R0 + w + 1),
-        layout.saddr(R0 + w + 2),
-    )
-
-
-def _name(service: str, port: Key) -> str:
-    # nft's identifiers have no colon
-    return f"{service}/{port.ip.replace(':', '_')}/{port.protocol.lower()}/{port.port}"
-
-
-def sticky(layout: Layout, service: str, treatment: Balance, external: bool) -> tuple[nft.Chain, tuple[nft.Rule, ...]]:
-    """Returns the chain that sends a remembered client to its endpoint and balances other clients.
-
-    external: the chain is for the map `outside`.
-    """
-    assert treatment.sticky is not None
-    suffix = ("-local" if treatment.sticky.local else "") + ("-outside" if external else "")
-    chain = nft.Chain(layout.table, f"sticky-{_name(service, treatment.sticky.port)}{suffix}")
-    target = R0 + 2 * layout.words + 2
-    others, _ = balancer(layout, min(len(treatment.destinations), MAX_BACKENDS), external)
-    return chain, _rules(
-        chain,
-        [
-            (
-                "as last time",
-                [
-                    *_who(layout, treatment.sticky),
-                    nft.Lookup(AFFINITY[treatment.sticky.local], dreg=target),
-                    nft.Dnat(layout.family, target, target + layout.words),
-                ],
-            ),
-            ("not seen lately", [nft.goto(others.name)]),
-        ],
-    )
-
-
-def remember(layout: Layout, frontend: Frontend, node: NodeInfo) -> tuple[nft.Chain, tuple[nft.Rule, ...]] | None:
-    """Returns the chain that records a client's endpoint, from the translated packet.
-
-    Returns None if the frontend has nothing to record.
-    """
-    internal, external = (a.sticky if isinstance(a, Balance) else None for a in (frontend.internal, frontend.external))
-    port = (internal or external or Sticky(frontend.key, False, 0)).port
-    if not internal and not external:
-        return None
-    rules: list[tuple[str, Iterable[Expr]]] = []
-    if frontend.external is not None:
-        cases = (("pod", is_pod(layout, node)), ("this node", (nft.FibType("saddr"), nft.Cmp(nft.host32(RTN_LOCAL)))))
-        for words, case in cases:
-            if case and internal:
-                rules.append((words, [*case, *_note(layout, internal)]))
-            if case:
-                rules.append((f"{words}, done", [*case, nft.ret()]))
-    last = internal if frontend.external is None else external
-    if last:
-        rules.append(("client", _note(layout, last)))
-    suffix = ("-local" if internal and internal.local else "") + ("-outside" if frontend.external is not None else "")
-    chain = nft.Chain(layout.table, f"remember-{_name(frontend.service, port)}{suffix}")
-    return chain, _rules(chain, rules)
-
-
-def _note(layout: Layout, sticky: Sticky) -> tuple[Expr, ...]:
-    data = R0 + 2 * layout.words + 2
-    return (
-        *_who(layout, sticky),
-        layout.daddr(data),
-        nft.Payload("transport", 2, 2, data + layout.words),
-        nft.Update(AFFINITY[sticky.local], sticky.seconds, data=data),
-    )
-
-
-@lru_cache(maxsize=1 << 10)
-def sources(layout: Layout, cidrs: tuple[str, ...]) -> tuple[nft.Chain, tuple[nft.Rule, ...]]:
-    """Returns the chain that accepts only these sources. The content determines the name of the chain.
-
-    Services with equal ranges share a chain.
-    """
-    chain = nft.Chain(layout.table, f"sources-{hashlib.sha256(' '.join(sorted(cidrs)).encode()).hexdigest()[:16]}")
-    networks = [ipaddress.ip_network(cidr) for cidr in sorted(cidrs)]
-    return chain, _rules(
-        chain,
-        [
-            *(
-                (
-                    str(n),
-                    [
-                        layout.saddr(),
-                        nft.Bitwise(n.netmask.packed, bytes(layout.width)),
-                        nft.Cmp(n.network_address.packed),
-                        nft.ret(),
-                    ],
-                )
-                for n in networks
-            ),
-            (carrying("not in the load balancer's source ranges", Reason.SOURCE_RANGE), [nft.Counter(), nft.drop()]),
         ],
     )

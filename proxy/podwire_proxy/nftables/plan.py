@@ -31,13 +31,10 @@ from .layout import (
     REFUSAL,
     Layout,
     StaticRules,
-    balancer,
     comes_with_services,
-    remember,
-    sources,
     static_rules,
-    sticky,
 )
+from .servicechains import balancer, remember, sources, sticky
 
 _ABSENT = object()
 _VERDICTS = ("services", "outside", "guarded", "remember")
