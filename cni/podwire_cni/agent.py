@@ -34,8 +34,9 @@ from .ipam import hostlocal
 from .ipam.allocator import Allocator
 from .ipam.ranges import podcidr_range
 from .ipam.store import DirStore, boot_id
-from .kernel import Kernel, known_netns
+from .kernel import Kernel
 from .listener import Listener
+from .netnsid import known_netns
 from .networkstore import Networks
 from .nodetable import OtherNet
 from .plan import NodeNet

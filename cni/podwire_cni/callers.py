@@ -13,8 +13,8 @@ import socket
 import struct
 from typing import Any, Protocol
 
-from .kernel import is_netns, netns_id
 from .native.attach import AttachLibrary
+from .netnsid import is_netns, netns_id
 
 HEAD = struct.Struct("=4s4I")
 MAX_INPUT = 8 << 20

@@ -38,7 +38,7 @@ class Sandbox:
     is_netns: bool = True
     is_node: bool = False  # whether the namespace is the node's own
     caller_gone: Callable[[], bool] = lambda: False  # whether the caller no longer waits for the answer
-    netns: str = ""  # the namespace as a lease records it (kernel.record), "" if its file is not visible here
+    netns: str = ""  # the namespace as a lease records it (netnsid.record), "" if its file is not visible here
     no_pod: str = ""  # the path by which the agent knows the namespace as the machine's or another node's
 
 

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import itertools
 import os
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from ipaddress import ip_interface, ip_network
 from pathlib import Path
@@ -24,13 +23,14 @@ from podwire_base.kernel.ip import IPAddress
 from podwire_base.kernel.netlink import rtnetlink as nl
 from podwire_base.kernel.netlink.codec import NetlinkError
 from podwire_base.kernel.netlink.socket import RouteSocket
-from podwire_base.kernel.netns import CLONE_NEWNET, setns
+from podwire_base.kernel.netns import setns
 from podwire_base.role import logs
 
 from . import announce
 from .encode import encode, removal
 from .errors import CNIError, ErrorCode
 from .native import attach
+from .netnsid import is_netns, netns_id, netns_id_of, own_netns
 from .ops import AddRoute, Announce, CreateVeth, DeleteLink, EnableIPv6, JoinBridge, Op, undo, with_ipv6
 from .plan import LinkSeen, Seen, default_route, host_veth
 from .prepared import PodPlan
@@ -38,54 +38,9 @@ from .program import batches, peers, watched
 from .types import PORT_GROUP
 
 log = logs.get("wiring")
-NS_GET_NSTYPE = 0xB703
 READY_SECONDS = 2.0
 _GONE = (errno.ENODEV, errno.ENOENT, errno.ESRCH)
 ATTACH = attach.load()  # None if it is not compiled; then Python sends the steps one by one
-
-
-def is_netns(fd: int) -> bool:
-    """Whether the descriptor is a network namespace and not another kind of file."""
-    try:
-        return fcntl.ioctl(fd, NS_GET_NSTYPE) == CLONE_NEWNET
-    except OSError:
-        return False
-
-
-def netns_id(fd: int) -> tuple[int, int]:
-    """Returns the id of a network namespace (device, inode). Two descriptors of one namespace have the same id."""
-    return (found := os.fstat(fd)).st_dev, found.st_ino
-
-
-def known_netns(paths: Iterable[str]) -> dict[tuple[int, int], str]:
-    """Returns the id of each network namespace -> its path. The namespace of process 1 is always one of them: it is the
-    machine's. A directory stands for the files in it. Paths that cannot be read are left out.
-    """
-    found: dict[tuple[int, int], str] = {}
-    for path in ("/proc/1/ns/net", *paths):
-        with contextlib.suppress(OSError):
-            for file in (entry.path for entry in os.scandir(path)) if Path(path).is_dir() else (path,):
-                found[(at := os.stat(file)).st_dev, at.st_ino] = file
-    return found
-
-
-def own_netns() -> int:
-    """Returns a descriptor of the calling thread's network namespace."""
-    return os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-
-
-def record(path: str, ident: tuple[int, int] | None) -> str:
-    """Returns a network namespace for a lease: "DEVICE:INODE PATH". Returns "" if the file at `path`, as this process
-    sees it, is not the namespace with this id.
-    """
-    try:
-        return f"{ident[0]}:{ident[1]} {path}" if ident and netns_id_of(path) == ident else ""
-    except (OSError, ValueError):
-        return ""
-
-
-def netns_id_of(path: str) -> tuple[int, int]:
-    return (found := os.stat(path)).st_dev, found.st_ino
 
 
 class Kernel:

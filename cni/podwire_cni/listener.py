@@ -22,8 +22,8 @@ from .callers import BrokeOff, Caller, take
 from .commands import Plugin, Sandbox
 from .conf import version_of
 from .errors import CNIError, ErrorCode
-from .kernel import netns_id, record
 from .native import attach
+from .netnsid import netns_id, record
 from .skel import Reply, failure, run
 
 log = logs.get("wiring")

@@ -18,7 +18,7 @@ import click
 from podwire_base.role import bugs, logs
 from podwire_base.role.layout import NewerLayout
 
-from . import conflistfile, kernel, native, pauseimage, skel
+from . import conflistfile, kernel, native, netnsid, pauseimage, skel
 from .commands import Plugin, Sandbox
 from .conf import range_sets
 from .errors import CNIError, ErrorCode
@@ -55,9 +55,9 @@ class Standalone:
         except OSError as err:
             return Sandbox(None, err.strerror or "" if path else "CNI_NETNS is not set")
         self.stack.callback(os.close, fd)
-        ident, node = kernel.netns_id(fd), kernel.netns_id(self.kernel.node_fd)
-        netns, no_pod = kernel.record(path, ident), kernel.known_netns(()).get(ident, "")
-        return Sandbox(fd, "", kernel.is_netns(fd), ident == node, netns=netns, no_pod=no_pod)
+        ident, node = netnsid.netns_id(fd), netnsid.netns_id(self.kernel.node_fd)
+        netns, no_pod = netnsid.record(path, ident), netnsid.known_netns(()).get(ident, "")
+        return Sandbox(fd, "", netnsid.is_netns(fd), ident == node, netns=netns, no_pod=no_pod)
 
     def plugin(self, conf: NetConf) -> Plugin:
         command, node = self.env.get("CNI_COMMAND"), self._node(conf)

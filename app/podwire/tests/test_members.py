@@ -18,7 +18,7 @@ from podwire.main import cli
 from podwire_base.kube.client.config import load
 from podwire_base.kube.client.http import ApiClient
 from podwire_base.kube.meta import Object
-from podwire_cni.kernel import known_netns
+from podwire_cni.netnsid import known_netns
 from podwire_controlplane.testing.servers import Server
 
 TWO = ClusterConfig(nodes=2)

@@ -44,7 +44,7 @@ class Lease:
     aliases: tuple[str, ...] = ()  # other names of the container
     origin: str = ""  # "host-local": another plugin attached the pod, and podwire only reserves its address
     network: str = ""  # the name of the network configuration of the ADD
-    netns: str = ""  # the pod's namespace, see kernel.record
+    netns: str = ""  # the pod's namespace, see netnsid.record
     mtu: int = 0  # the pod's MTU, if its configuration says nothing else that podwire would have to know; else 0
 
     def done(self) -> Lease:
