@@ -1,9 +1,9 @@
 """Sums by pair over the last 15 minutes, bounded. Pure: the caller says what time it is.
 
 A slot of ten seconds has at most MOST pairs. Where it is full, what comes is summed in rows named "other", of the same
-Service and verdict, so that the sums of a Service stay exact. Pairs that fail have room of their own. Of one source
-that fails towards more than OF_ONE_SOURCE targets in a slot, the rest becomes one row, so that one pod that scans hides
-nobody else's failure.
+Service and verdict, so that the sums of a Service stay exact (of up to MOST_SERVICES in a slot). Pairs that fail have
+room of their own. Of one source that fails towards more than OF_ONE_SOURCE targets in a slot, the rest becomes one row,
+so that one pod that scans hides nobody else's failure.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from .record import FAILED, End, Ends, Service
 
 SLOT_SECONDS, SLOTS = 10, 90
 MOST, MOST_FAILED, OF_ONE_SOURCE, MOST_OUTSIDE = 1000, 1000, 200, 1000
+MOST_SERVICES = 1000  # rows of one Service and verdict each, where there are too many other folded rows
 OTHER = End("other", "", "other")
 
 
@@ -108,7 +109,9 @@ class Slot:
 
     def _fold(self, pair: Pair, row: Pair) -> Sums:
         if row not in self.pairs and len(self.folded) >= MOST:
-            row = Pair(OTHER, OTHER, Service(), "", pair.verdict)
+            row = Pair(OTHER, OTHER, pair.service, "", pair.verdict)
+            if row not in self.pairs and len(self.folded) >= MOST + MOST_SERVICES:
+                row = Pair(OTHER, OTHER, Service(), "", pair.verdict)
         sums = self.pairs.setdefault(row, Sums())
         seen = self.folded.setdefault(row, set())
         if len(seen) < 1 << 12:

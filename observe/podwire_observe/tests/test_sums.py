@@ -37,6 +37,16 @@ def test_folded_sums_are_exact(rows: list[tuple[int, int, str, int]]) -> None:
     assert len(slot.pairs) <= 5 + 6 + 5 + 3 * (len(FAILED) + 2)
 
 
+def test_many_services_that_fail_stay_bounded() -> None:
+    """More Services than a slot has rows for: their last ones share a row without a name."""
+    slot = Slot(0)
+    for number in range(4000):
+        service = Service("shop", f"s{number}", "80")
+        slot.place(base(Ends(who(number), who(number + 1), service), "tcp", REFUSED, "")).opened += 1
+    assert len(slot.pairs) == module.MOST_FAILED + module.MOST + module.MOST_SERVICES + 1
+    assert sum(sums.opened for sums in slot.pairs.values()) == 4000
+
+
 def test_who_scans_hides_nobody_elses_failure() -> None:
     slot = Slot(0)
     for target in range(5000):
