@@ -6,6 +6,7 @@ An unknown field is an error. A test compares the result with kubectl's where ku
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
 import json
 from pathlib import Path
@@ -17,6 +18,7 @@ from podwire_base.kube import strategic
 from podwire_base.kube.meta import Object
 from podwire_base.kube.schema import builtin
 
+_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml where PyYAML has it
 _KNOWN = {"apiVersion", "kind", "namespace", "resources", "components", "configMapGenerator", "patches", "labels"}
 _GENERATED = "generated"  # only such ConfigMaps get a hash suffix
 _UNHOSTED = {"ClusterRole", "ClusterRoleBinding", "Namespace"}
@@ -54,11 +56,13 @@ def _generated(row: Object, folder: Path) -> dict[str, str]:
 
 
 def _accumulate(folder: Path, objects: list[Object]) -> list[Object]:
-    document = yaml.safe_load((folder / "kustomization.yaml").read_text())
+    document = yaml.load((folder / "kustomization.yaml").read_text(), _LOADER)
     assert set(document) <= _KNOWN, f"{folder}: {set(document) - _KNOWN} is not known here"
     for name in document.get("resources", []):
         path = folder / name
-        objects += _accumulate(path, []) if path.is_dir() else [o for o in yaml.safe_load_all(path.read_text()) if o]
+        objects += (
+            _accumulate(path, []) if path.is_dir() else [o for o in yaml.load_all(path.read_text(), _LOADER) if o]
+        )
     for name in document.get("components", []):
         objects = _accumulate(folder / name, objects)
     for row in document.get("configMapGenerator", []):
@@ -78,7 +82,7 @@ def _accumulate(folder: Path, objects: list[Object]) -> list[Object]:
                 }
             )
     for row in document.get("patches", []):
-        change = yaml.safe_load((folder / row["path"]).read_text())
+        change = yaml.load((folder / row["path"]).read_text(), _LOADER)
         (at,) = [
             n
             for n, o in enumerate(objects)
@@ -108,7 +112,12 @@ def _renamed(value: Any, names: dict[str, str], field: str = "") -> Any:
 
 
 def build(folder: Path) -> list[Object]:
-    """The output of `kubectl kustomize FOLDER`, except for the order of lists."""
+    """The output of `kubectl kustomize FOLDER`, except for the order of lists. The caller may change it."""
+    return copy.deepcopy(_built(folder))
+
+
+@functools.cache
+def _built(folder: Path) -> list[Object]:
     objects = copy.deepcopy(_accumulate(folder, []))
     names = {}
     for obj in objects:
