@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import random
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from podwire_base.kube.errors import Cause
@@ -45,13 +45,15 @@ def _static_band(network: Network) -> int:
 @dataclass(frozen=True, slots=True)
 class ServiceAllocator:
     """The ranges of a cluster. cidr: the Service range, of the default IP family. second: the range of the other
-    family, None: single-stack. draw(n): returns a number from 0 to n - 1.
+    family, None: single-stack. draw(n): returns a number from 0 to n - 1. more: further ranges, from which Services
+    get addresses when the first ones are full; the server changes this list (serviceranges.py).
     """
 
     cidr: Network
     node_ports: range = range(30000, 32768)
     second: Network | None = None
     draw: Callable[[int], int] = random.randrange
+    more: list[Network] = field(default_factory=list, compare=False)
 
     @property
     def families(self) -> tuple[str, ...]:
@@ -62,8 +64,8 @@ class ServiceAllocator:
     def ranges(self) -> tuple[Network, ...]:
         return (self.cidr,) if self.second is None else (self.cidr, self.second)
 
-    def _range(self, family: str) -> Network:
-        return next(network for network in self.ranges if family == f"IPv{network.version}")
+    def _ranges(self, family: str) -> list[Network]:
+        return [network for network in (*self.ranges, *self.more) if family == f"IPv{network.version}"]
 
     def prepare(self, service: Object, before: Object | None) -> list[Cause]:
         """Set the fields of addresses and families that follow from others, and return the errors in those."""
@@ -77,15 +79,20 @@ class ServiceAllocator:
             if value in self.node_ports:
                 return ""
             return f"{value} is outside the NodePort range {self._span}; leave it empty to get a free port"
-        cidr, address = self._range(ipfamilies.family_of(value)), ipaddress.ip_address(value)
-        if address not in cidr:
+        family, address = ipfamilies.family_of(value), ipaddress.ip_address(value)
+        within = [cidr for cidr in self._ranges(family) if address in cidr]
+        if not within:
             return (
-                f"{value} is outside the Service range {cidr}; leave the field empty to get a free address, or choose "
+                f"{value} is outside the {self._said(family)}; leave the field empty to get a free address, or choose "
                 "one inside the range"
             )
-        if address in unusable(cidr):
-            return f"{value} is the network or broadcast address of {cidr}; choose another"
+        if all(address in unusable(cidr) for cidr in within):
+            return f"{value} is the network or broadcast address of {within[0]}; choose another"
         return ""
+
+    def _said(self, family: str) -> str:
+        ranges = [str(cidr) for cidr in self._ranges(family)]
+        return f"Service range{'s' * (len(ranges) > 1)} {' and '.join(ranges)}"
 
     @property
     def _span(self) -> str:
@@ -98,7 +105,10 @@ class ServiceAllocator:
             for n in range(len(self.node_ports)):
                 yield self.node_ports[(start + n) % len(self.node_ports)]
             return
-        cidr = self._range(family)
+        for cidr in self._ranges(family):
+            yield from self._addresses(cidr)
+
+    def _addresses(self, cidr: Network) -> Iterator[str]:
         first, size = int(cidr.network_address), cidr.num_addresses
         band = _static_band(cidr) if size > 32 else 1
         upper = range(band, size - 1)
@@ -110,7 +120,7 @@ class ServiceAllocator:
     def exhausted(self, family: str) -> str:
         if not family:
             return f"no free NodePort in {self._span}"
-        return f"no free address in the Service range {self._range(family)}"
+        return f"no free address in the {self._said(family)}"
 
 
 def unusable(network: Network) -> tuple[Any, ...]:

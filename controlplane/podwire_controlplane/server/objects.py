@@ -33,6 +33,7 @@ from .claims import Care, Claims, ServiceClaims, holding, leaving
 from .definitions import Definitions
 from .judging import Judges
 from .podcidrs import PodCidrClaims
+from .serviceranges import ServiceRanges
 from .writes import Scope, WriteOptions, Written, check_name, finished, guard, load, propagate, same, told, wire
 
 if TYPE_CHECKING:
@@ -68,10 +69,12 @@ class Objects:
         self.definitions = Definitions(self)
         self.judges = Judges(store)
         self.care = Care(store, self.claims, clock)
+        self.service_ranges = ServiceRanges(store, allocator)
         self.gate: Gate | None = None  # checks the writes of users; the application sets it
         self.owners = ownership.Owners(self.registry)
 
     async def start(self) -> None:
+        await self.service_ranges.start()
         await self.care.start()
         await self.definitions.start()
 
