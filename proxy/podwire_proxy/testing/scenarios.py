@@ -1,21 +1,22 @@
 """The conformance table. Tests check each row with decide(), with traces of the planned rules, and with real packets
 (netns-tests).
 
-Further rows are in selection.py (which endpoints), frontends.py (which objects count, source ranges flow by flow, SCTP)
-and nodeaddresses.py (externalIPs that are a node's address).
+Further rows are in selection.py (which endpoints), edges.py (no endpoints, wrong ports, source ranges), affinity.py
+(clients that are remembered), frontends.py (which objects count, source ranges flow by flow, SCTP) and nodeaddresses.py
+(externalIPs that are a node's address).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
-from podwire_base.kube import meta
-
 from ..decide import Packet
-from ..model import LOCALHOST, Destination, NodeInfo, Protocol
-from ..verdict import MARTIAN, NO_ENDPOINTS, NO_LOCAL_ENDPOINTS, NOT_IN_RANGE, PASS, UNALLOCATED, WRONG_PORT, Verdict
-from .builders import endpoint, endpoint_slice, port, service
+from ..model import LOCALHOST, NodeInfo, Protocol
+from ..verdict import MARTIAN, NO_LOCAL_ENDPOINTS, PASS, UNALLOCATED, Verdict
+from .affinity import Affinity, affinity
+from .builders import endpoint, port, service
+from .edges import edges, source_ranges
 from .frontends import families, frontends, range_flows, sctp
 from .nodeaddresses import node_addresses
 from .selection import selection
@@ -104,6 +105,7 @@ __all__ = [
     "packet",
     "rows",
     "some_slice",
+    "source_ranges",
     "to",
 ]
 
@@ -288,262 +290,6 @@ def policies() -> list[Scenario]:
                 some_slice(endpoint(POD_B, NODE, hints={"forZones": [{"name": "zone-a"}]}), endpoint(POD_C, "n2")),
             ),
             {packet(POD, VIP): ALL},
-        ),
-    ]
-
-
-def edges() -> list[Scenario]:
-    """No endpoints, wrong port, unallocated and bound addresses, hairpin, Services that are not ours."""
-    one = some_slice(endpoint(POD_B, NODE))
-    plain = service("my-service", VIP, [port(PORT)])
-    return [
-        Scenario(
-            "no endpoints",
-            (everything(), some_slice()),
-            {
-                **rows(POD, NO_ENDPOINTS, NO_ENDPOINTS),
-                **rows(SELF, NO_ENDPOINTS, NO_ENDPOINTS),
-                **rows(OUT, NO_ENDPOINTS, NO_ENDPOINTS),
-            },
-        ),
-        Scenario(
-            "no endpoints, Local",
-            (everything(externalTrafficPolicy="Local", internalTrafficPolicy="Local"),),
-            {
-                **rows(POD, NO_ENDPOINTS, NO_ENDPOINTS),
-                **rows(SELF, NO_ENDPOINTS, NO_ENDPOINTS),
-                **rows(OUT, NO_ENDPOINTS, NO_ENDPOINTS),
-            },
-        ),
-        Scenario(
-            "no endpoints, UDP",
-            (everything(protocol="UDP"),),
-            {**rows(POD, NO_ENDPOINTS, NO_ENDPOINTS, "UDP"), **rows(OUT, NO_ENDPOINTS, NO_ENDPOINTS, "UDP")},
-        ),
-        Scenario(
-            "wrong port or protocol of a known ClusterIP",
-            (plain, one),
-            {
-                packet(POD, VIP, 81): WRONG_PORT,
-                packet(SELF, VIP, 81): WRONG_PORT,
-                packet(OUT, VIP, 81): WRONG_PORT,
-                packet(POD, VIP, PORT, "UDP"): WRONG_PORT,
-                packet(POD, VIP, 0, "ICMP"): WRONG_PORT,
-            },
-        ),
-        Scenario(
-            "unallocated Service address",
-            (plain, one),
-            {
-                packet(POD, UNUSED): UNALLOCATED,
-                packet(SELF, UNUSED): UNALLOCATED,
-                packet(OUT, UNUSED): UNALLOCATED,
-                packet(POD, UNUSED, PORT, "UDP"): UNALLOCATED,
-                packet(POD, UNUSED, 0, "ICMP"): UNALLOCATED,
-            },
-        ),
-        Scenario(
-            "a Service address that is bound on the node",
-            (plain, one),
-            {packet(POD, "10.96.0.10", 53, bound=True): PASS},
-        ),
-        Scenario(
-            "hairpin",
-            (everything(), one),
-            {packet(POD_B, VIP): HERE_M, packet(POD_B, NODE_IP, NODE_PORT): HERE_M, packet(POD_A, VIP): HERE},
-        ),
-        Scenario(
-            "hairpin, externalTrafficPolicy Local",
-            (everything(externalTrafficPolicy="Local"), one),
-            {packet(POD_B, EXTERNAL): HERE_M, packet(POD_B, NODE_IP, NODE_PORT): HERE_M, packet(POD_A, EXTERNAL): HERE},
-        ),
-        Scenario(
-            "an endpoint outside the cluster", (plain, some_slice(endpoint(HOST))), {packet(POD, VIP): to([H], False)}
-        ),
-        Scenario(
-            "pod to pod is left alone", (plain, one), {packet(POD, POD_B, TARGET): PASS, packet(POD, OUTSIDE): PASS}
-        ),
-        Scenario(
-            "headless and ExternalName",
-            (
-                service("my-service", "None", [port(PORT)]),
-                service("named", "", [port(PORT)], type="ExternalName", externalName="example.com"),
-                one,
-            ),
-            {packet(POD, VIP): UNALLOCATED},
-        ),
-        Scenario(
-            "another proxy's Service",
-            (
-                service("my-service", VIP, [port(PORT)], labels={"service.kubernetes.io/service-proxy-name": "other"}),
-                one,
-            ),
-            {packet(POD, VIP): UNALLOCATED},
-        ),
-        Scenario(
-            "headless label on the slice",
-            (
-                plain,
-                endpoint_slice(
-                    "my-service",
-                    [endpoint(POD_B, NODE)],
-                    [("", "TCP", TARGET)],
-                    labels={"service.kubernetes.io/headless": ""},
-                ),
-            ),
-            {packet(POD, VIP): NO_ENDPOINTS},
-        ),
-        Scenario(
-            "TCP and UDP on one number, named target ports",
-            (
-                service("my-service", VIP, [port(PORT, "TCP", "t"), port(PORT, "UDP", "u")]),
-                endpoint_slice("my-service", [endpoint(POD_B, NODE)], [("t", "TCP", TARGET), ("u", "UDP", TARGET + 1)]),
-                endpoint_slice("my-service", [endpoint(POD_C, "n2")], [("t", "TCP", TARGET + 1)], name="second"),
-            ),
-            {
-                packet(POD, VIP): to([B, Destination(POD_C, TARGET + 1)], False),
-                packet(POD, VIP, PORT, "UDP"): to([Destination(POD_B, TARGET + 1)], False),
-            },
-        ),
-        Scenario(
-            "two Services, same pods",
-            (
-                plain,
-                one,
-                service("other", VIP2, [port(8080)]),
-                endpoint_slice("other", [endpoint(POD_B, NODE)], [("", "TCP", TARGET)]),
-            ),
-            {packet(POD, VIP): HERE, packet(POD, VIP2, 8080): HERE, packet(POD, VIP2): WRONG_PORT},
-        ),
-        Scenario(
-            "load balancer that wants its packets (ipMode Proxy)",
-            (
-                service(
-                    "my-service", VIP, [port(PORT)], type="LoadBalancer", ingress=[{"ip": BALANCER, "ipMode": "Proxy"}]
-                ),
-                one,
-            ),
-            {packet(POD, BALANCER): PASS},
-        ),
-        Scenario(
-            "LoadBalancer without NodePort",
-            (service("my-service", VIP, [port(PORT)], type="LoadBalancer", ingress=[{"ip": BALANCER}]), one),
-            {packet(POD, BALANCER): HERE_M, packet(OUT, NODE_IP, NODE_PORT): PASS},
-        ),
-    ]
-
-
-def source_ranges() -> list[Scenario]:
-    """loadBalancerSourceRanges: only the load balancer's address checks the source, before all translation."""
-
-    def row(*ranges: str, **spec: Any) -> tuple[meta.Object, ...]:
-        return everything(loadBalancerSourceRanges=list(ranges), **spec), some_slice(*BOTH)
-
-    lb = [packet(source, BALANCER) for source in (POD, SELF, OUT)]
-    return [
-        Scenario(
-            "source ranges: the world outside",
-            row(f" {OUT}/32 "),
-            {
-                lb[0]: NOT_IN_RANGE,
-                lb[1]: NOT_IN_RANGE,
-                lb[2]: ALL_M,
-                packet(HOST, BALANCER): NOT_IN_RANGE,
-                packet(POD, VIP): ALL,
-                packet(POD, NODE_IP, NODE_PORT): ALL_M,
-                packet(OUT, NODE_IP, NODE_PORT): ALL_M,
-                packet(HOST, NODE_IP, NODE_PORT): ALL_M,
-                packet(HOST, EXTERNAL): ALL_M,
-            },
-        ),
-        Scenario(
-            "source ranges: pods and the node",
-            row("10.244.0.0/16", f"{NODE_IP}/32"),
-            {lb[0]: ALL_M, lb[1]: ALL_M, lb[2]: NOT_IN_RANGE},
-        ),
-        Scenario(
-            "source ranges: everyone", row(f"{OUT}/32", "0.0.0.0/0", "::/0"), {lb[0]: ALL_M, lb[1]: ALL_M, lb[2]: ALL_M}
-        ),
-        Scenario(
-            "source ranges: none that can be used",
-            row("10.0.0.0/33", "here"),
-            {lb[0]: NOT_IN_RANGE, lb[1]: NOT_IN_RANGE, lb[2]: NOT_IN_RANGE, packet(OUT, NODE_IP, NODE_PORT): ALL_M},
-        ),
-        Scenario(
-            "source ranges, externalTrafficPolicy Local",
-            row(f"{OUT}/32", externalTrafficPolicy="Local"),
-            {lb[0]: NOT_IN_RANGE, lb[1]: NOT_IN_RANGE, lb[2]: HERE, packet(HOST, NODE_IP, NODE_PORT): HERE},
-        ),
-        Scenario(
-            "source ranges, no endpoints",
-            (everything(loadBalancerSourceRanges=[f"{OUT}/32"]), some_slice()),
-            {lb[0]: NOT_IN_RANGE, lb[2]: NO_ENDPOINTS, packet(POD, NODE_IP, NODE_PORT): NO_ENDPOINTS},
-        ),
-    ]
-
-
-@dataclass(frozen=True)
-class Affinity:
-    """Packets of one client. All of `same` go where the first one went; those of `apart` are independent of it."""
-
-    name: str
-    objects: tuple[meta.Object, ...]
-    same: tuple[Packet, ...]
-    apart: tuple[Packet, ...] = ()
-    node: NodeInfo = field(default=INFO)
-
-    def scenario(self) -> Scenario:
-        return Scenario(self.name, self.objects, dict.fromkeys((*self.same, *self.apart), PASS), self.node)
-
-    def v6(self) -> Affinity:
-        changed = self.scenario().v6()
-        sent = tuple(changed.expect)
-        return Affinity(changed.name, changed.objects, sent[: len(self.same)], sent[len(self.same) :], changed.node)
-
-
-def affinity() -> list[Affinity]:
-    """sessionAffinity ClientIP: by client address and Service port, over all its frontends."""
-    sticky: dict[str, Any] = {"sessionAffinity": "ClientIP"}
-    brief: dict[str, Any] = {**sticky, "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 30}}}
-
-    def everywhere(source: str, protocol: str = "TCP") -> tuple[Packet, ...]:
-        return tuple(rows(source, PASS, PASS, protocol))
-
-    two = service("my-service", VIP, [port(PORT, "TCP", "t"), port(PORT, "UDP", "u")], **sticky)
-    both = endpoint_slice("my-service", BOTH, [("t", "TCP", TARGET), ("u", "UDP", TARGET)])
-    return [
-        Affinity("affinity: a pod, every frontend", (everything(**sticky), some_slice(*BOTH)), everywhere(POD)),
-        Affinity("affinity: this node", (everything(**brief), some_slice(*BOTH)), everywhere(SELF)),
-        Affinity(
-            "affinity: outside, UDP",
-            (everything(**sticky, protocol="UDP"), some_slice(*BOTH, protocol="UDP")),
-            everywhere(OUT, "UDP"),
-        ),
-        Affinity(
-            "affinity: another port of the Service", (two, both), (packet(POD, VIP),), (packet(POD, VIP, PORT, "UDP"),)
-        ),
-        Affinity(
-            "affinity: another client",
-            (everything(**sticky), some_slice(*BOTH)),
-            (packet(POD, VIP),),
-            (packet(OUT, VIP),),
-        ),
-        Affinity(
-            "affinity: externalTrafficPolicy Local, a pod",
-            (everything(**sticky, externalTrafficPolicy="Local"), some_slice(*BOTH)),
-            everywhere(POD),
-        ),
-        Affinity(
-            "affinity: externalTrafficPolicy Local, outside",
-            (everything(**sticky, externalTrafficPolicy="Local"), some_slice(*BOTH, endpoint(POD_A, NODE))),
-            tuple(packet(OUT, ip, n) for ip, n in FRONTENDS),
-            (packet(OUT, VIP),),
-        ),
-        Affinity(
-            "affinity: internalTrafficPolicy Local",
-            (everything(**sticky, internalTrafficPolicy="Local"), some_slice(*BOTH, endpoint(POD_A, NODE))),
-            (packet(OUT, VIP),),
-            tuple(packet(OUT, ip, n) for ip, n in FRONTENDS),
         ),
     ]
 
