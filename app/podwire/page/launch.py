@@ -18,14 +18,15 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 
 from podwire_base.role import privileges
-from podwire_base.role.run import stop_event
+from podwire_base.role.run import stop_event, until_stopped
 
 from . import server
 from .keeper import Keeper
@@ -86,20 +87,7 @@ def start(make: Callable[[], Keeper], port: int, who: Caller, *, browser: bool) 
         if browser:
             undo.callback(shutil.rmtree, _browse(address, who), ignore_errors=True)
         with contextlib.suppress(KeyboardInterrupt):
-            asyncio.run(_keep(keeper, ours))
-
-
-async def _keep(keeper: Keeper, sock: socket.socket) -> None:
-    stop = stop_event()
-    running, stopping = asyncio.ensure_future(keeper.run(sock)), asyncio.ensure_future(stop.wait())
-    try:
-        await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        if running.done():
-            running.result()
-    finally:
-        for task in (running, stopping):
-            task.cancel()
-        await asyncio.gather(running, stopping, return_exceptions=True)
+            asyncio.run(_until_stopped(keeper.run(ours)))
 
 
 def _end(child: int) -> None:
@@ -113,7 +101,7 @@ def _child(
 ) -> None:  # never returns
     code = 1
     try:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the parent, which then ends this process
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # until the loop listens: the parent ends this process
         if os.geteuid() == 0 and who.uid:
             privileges.drop(who.uid, who.gid)
         asyncio.run(_serve(sock, sockets, content, key))
@@ -128,13 +116,11 @@ async def _serve(sock: socket.socket, sockets: list[socket.socket], content: ser
     teller = Teller(sock)
     page = server.Page(teller, key, sockets[0].getsockname()[1], content)
     async with server.serving(page, sockets):
-        running = asyncio.ensure_future(teller.run())
-        stop = asyncio.Event()
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-        stopping = asyncio.ensure_future(stop.wait())
-        await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        stopping.cancel()
-        running.cancel()
+        await _until_stopped(teller.run())
+
+
+async def _until_stopped(work: Coroutine[Any, Any, object]) -> None:
+    await until_stopped(stop_event(), work)
 
 
 # The browser

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from podwire_base.kernel.reasons import Reason
 from podwire_base.role.logtext import printable
 from podwire_observe.filters import Filters
 from podwire_observe.query import Query
@@ -55,7 +56,7 @@ def _target(sample: Sample, flow: Mapping[str, Any] | None) -> str:
     if sample.protocol in ("icmp", "icmpv6"):
         tail = "/icmp"
     service, port = sample.service, str(flow["port"]) if flow and flow["port"] else ""
-    if service:
+    if service and not (flow and sample.reason == Reason.WRONG_PORT):  # explain takes names of ports that there are
         return f"{service['namespace']}/{service['name']}:{service['port']}{tail}"
     if flow:
         ip = str(flow["ip"])

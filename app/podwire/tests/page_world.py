@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from typing import Any
 
+from podwire.page import words
 from podwire.page.view import Heard, Objects, Told, View
 
 AT = 1_790_000_005.0
@@ -142,7 +143,13 @@ class Source:
             return self.world.snapshot(self.world.at - value)
         if value not in self.world.view.samples:
             return {"unknown": True}
+        sample = self.world.view.samples[value][1]
         return {
-            "lines": ["Service  it has no endpoints", "verdict  reject"],
-            "commands": ["podwire explain a b", "podwire flows -f"],
+            "lines": [
+                "packet       10.244.0.7 -> 10.96.14.3:80/tcp, on node node1",
+                "source       10.244.0.7: a pod's address",
+                "Service      infra/app1: 0 of 2 endpoints ready",
+                "verdict      reject: the Service has no endpoint that is ready",
+            ],
+            "commands": words.commands(sample, words.explaining(sample, None)),
         }

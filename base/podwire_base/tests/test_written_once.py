@@ -18,7 +18,19 @@ import pytest
 from podwire_base.testing.counts import uncollected
 
 ROOT = Path(__file__).parents[3]
-PLACES = ("app", "base", "cni", "controlplane", "dns", "policy", "proxy", "netns-tests/lab", "bench", "vagrant")
+PLACES = (
+    "app",
+    "base",
+    "cni",
+    "controlplane",
+    "dns",
+    "observe",
+    "policy",
+    "proxy",
+    "netns-tests/lab",
+    "bench",
+    "vagrant",
+)
 # The nodes that may be definitions; all others (names, expressions) are skipped at once.
 KINDS = (ast.Call, ast.Constant, ast.Attribute, ast.ClassDef, ast.FunctionDef, ast.Subscript, ast.Assign, ast.AnnAssign)
 KERNEL = "base/podwire_base/kernel/"
@@ -151,7 +163,13 @@ KERNEL_HALF = [
         "import socket\nsocket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)",
         {"cni/podwire_cni/native/client.py": "it runs alone, by the host's own python3, without this package"},
     ),
-    Once("a flow of conntrack", _class("Flow"), {KERNEL + "conntrack/codec.py": 1}, "class Flow: ..."),
+    Once(
+        "a flow of conntrack",
+        _class("Flow"),
+        {KERNEL + "conntrack/codec.py": 1},
+        "class Flow: ...",
+        {"observe/podwire_observe/record.py": "a connection with names and verdict, as readers of the flow log get it"},
+    ),
     Once("conntrack's socket", _class("Conntrack"), {KERNEL + "conntrack/socket.py": 1}, "class Conntrack: ..."),
     Once(
         "ctnetlink's attributes",
@@ -240,7 +258,6 @@ ROLE_HALF = [
         "loop.add_signal_handler(signal.SIGTERM, stop.set)",
         {
             "dns/podwire_dns/sources.py": "SIGHUP, which reads the settings anew",
-            "app/podwire/page/launch.py": "SIGTERM alone: Ctrl-C is for the parent, which then ends this process",
         },
     ),
     Once("sd_notify", _constant("NOTIFY_SOCKET"), {ROLE + "run.py": 1}, 'os.environ["NOTIFY_SOCKET"]'),
