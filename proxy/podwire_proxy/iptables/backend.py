@@ -51,7 +51,10 @@ class Iptables:
         return FakeChains()
 
     def kernel(self, planners: Sequence[Planner], ns_fd: int | None = None) -> kernel.Chains:
-        return kernel.Chains(planners, ns_fd, self.variant)
+        made = kernel.Chains(planners, ns_fd, self.variant)
+        for planner in planners:
+            planner.logs = made.can_log(planner.family)
+        return made
 
     def observe(self, ns_fd: int | None = None) -> Live | None:
         return live.read(ns_fd)

@@ -15,6 +15,7 @@ from podwire_base.role.counts import Counts
 
 from ..backend import NotGone, Watch
 from . import programs, withoutprograms
+from .fixed import trial
 from .ipset import IpSets
 from .layout import Chain, Rules, TableName, is_ours, layout_of
 from .plan import TABLES, KernelState, Plan, Planner, SetOp
@@ -55,6 +56,15 @@ class Chains:
     def no_notifications(self) -> bool:
         """Whether changes can stay unreported: in a legacy table, the replacement of a rule by a rule of equal size."""
         return self.variant == "legacy"
+
+    def can_log(self, family: Family) -> bool:
+        """Whether the kernel can log refused packets (xt_NFLOG, xt_limit, nfnetlink_log)."""
+        try:
+            programs.restore(self.variant, family, self._ns_fd, trial())
+        except programs.ProgramError as err:
+            log.warn("refused packets are not logged", family=family, error=str(err))
+            return False
+        return True
 
     def read(self, family: Family) -> KernelState:
         if self.variant == "legacy":

@@ -19,6 +19,7 @@ from podwire_base.kernel.ip import Family
 
 from ..dataplane import Dataplane, Delta, Frontend, Key
 from ..model import NodeInfo
+from .fixed import static_rules
 from .layout import (
     FILTER,
     SERVICES,
@@ -32,7 +33,6 @@ from .layout import (
     hooks,
     is_ours,
     ours,
-    static_rules,
     way,
 )
 
@@ -137,6 +137,7 @@ class Planner:
     def __init__(self, family: Family, node: NodeInfo) -> None:
         self.family: Family = family
         self.node = node
+        self.logs = True  # whether the kernel can log refused packets
         self.mirror = KernelState()
         self._late: set[Chain] = set()  # chains with rules that the next sweep removes
         self._idle: set[str] = set()  # sets that no rule uses any more
@@ -157,7 +158,7 @@ class Planner:
             self.mirror = found
         self.node = dataplane.node
         self._reset()
-        self._fixed = static_rules(self.family, self.node)
+        self._fixed = static_rules(self.family, self.node, logs=self.logs)
         self._wanted.update(self._fixed)
         self._wanted.update(hooks(self.family, self.node))
         for key in progress.every(sorted(key for key in dataplane.frontends if ours(self.family, key.ip))):

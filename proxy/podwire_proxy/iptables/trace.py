@@ -100,7 +100,7 @@ class Tracer:
             if not chance:
                 continue
             taken = hop
-            if rule.comment or rule.target not in ("RETURN", "SET"):
+            if rule.comment or rule.target not in ("RETURN", "SET", "NFLOG"):
                 taken = hop.told(f"{chain.table} {chain.name}: {rules[index]}")
             if chance == "perhaps":
                 yield from self._target(chain, rules, index, rule, taken)
@@ -122,6 +122,8 @@ class Tracer:
                 yield rule.target, replace(hop, reason=reason_of(rule.comment))
             case "RETURN":
                 yield _RETURN, hop
+            case "NFLOG":
+                yield from self._rules(chain, rules, index + 1, hop)
             case "CONNMARK":
                 value = int(rule.arguments[0][1][0].split("/")[0], 16)
                 yield from self._rules(chain, rules, index + 1, replace(hop, marked=bool(value & MARK)))
@@ -143,7 +145,7 @@ class Tracer:
         for name, arguments, negated in rule.options:
             if name == "--probability":
                 chance = "perhaps"
-            elif name != "--mode" and self._match(name, arguments, hop) == negated:
+            elif name not in _QUIET and self._match(name, arguments, hop) == negated:
                 return ""
         return chance
 
@@ -188,6 +190,7 @@ def _port(wanted: str, port: int) -> bool:
     return int(first) <= port <= int(last or first)
 
 
+_QUIET = ("--mode", "--limit", "--limit-burst")  # the first two words of a random choice; of a rule that logs
 _Test = Callable[[Tracer, tuple[str, ...], TracedPacket], bool]
 _TESTS: dict[str, _Test] = {
     "-s": lambda _, a, hop: _inside(a[0], hop.packet.src),

@@ -168,23 +168,23 @@ def comes_with_services(name: str) -> bool:
     return name.startswith(OWN_CHAINS) or _BALANCER.fullmatch(name) is not None
 
 
-def _service_frontends(layout: Layout, wrong_port: str) -> tuple[nft.Rule, ...]:
+def _service_frontends(layout: Layout, wrong_port: str, logs: bool) -> tuple[nft.Rule, ...]:
     """Returns the rules of `service-frontends`. wrong_port: the chain for other ports of a Service address."""
+    unallocated: list[Expr] = [
+        layout.daddr(),
+        nft.Lookup("service-cidrs"),
+        nft.FibType("daddr"),
+        nft.Cmp(nft.host32(RTN_LOCAL), "!="),
+    ]
     return as_rules(
         nft.Chain(layout.table, "service-frontends"),
         [
             ("Service frontends", [*layout.frontend(), nft.Lookup("services", dreg=0)]),
             ("other ports of a Service address", [layout.daddr(), nft.Lookup("cluster-ips"), nft.goto(wrong_port)]),
+            *((words, [*unallocated, *exprs]) for words, exprs in _logging(Reason.UNALLOCATED_ADDRESS, logs)),
             (
                 carrying("unallocated Service addresses", Reason.UNALLOCATED_ADDRESS),
-                [
-                    layout.daddr(),
-                    nft.Lookup("service-cidrs"),
-                    nft.FibType("daddr"),
-                    nft.Cmp(nft.host32(RTN_LOCAL), "!="),
-                    nft.Counter(),
-                    nft.drop(),
-                ],
+                [*unallocated, nft.Counter(), nft.drop()],
             ),
         ],
     )
@@ -198,7 +198,7 @@ def downgrade(layout: Layout, chains: Iterable[nft.Chain]) -> tuple[nft.Transact
     gone = [names[name] for name in (REFUSAL[Reason.WRONG_PORT],) if name in names]
     tx = nft.Transaction()
     if gone and "service-frontends" in names:
-        tx.flush(names["service-frontends"]).add(*_service_frontends(layout, REFUSAL[Reason.NO_ENDPOINTS]))
+        tx.flush(names["service-frontends"]).add(*_service_frontends(layout, REFUSAL[Reason.NO_ENDPOINTS], False))
     gone += [chain for chain in names.values() if layout_of(chain)]
     return tx.flush(*gone).delete(*gone), gone
 
@@ -242,7 +242,7 @@ def static_rules(layout: Layout, node: NodeInfo, *, logs: bool = True) -> Static
                 ),
             ],
         ),
-        "service-frontends": _service_frontends(layout, REFUSAL[Reason.WRONG_PORT]),
+        "service-frontends": _service_frontends(layout, REFUSAL[Reason.WRONG_PORT], logs),
         "prerouting": as_rules(
             pre,
             [

@@ -16,7 +16,8 @@ from podwire_proxy.changes import Tracker
 from podwire_proxy.explain import explain
 from podwire_proxy.iptables import programs
 from podwire_proxy.iptables.fake import Kernel
-from podwire_proxy.iptables.layout import Chain, hooks, is_ours, same_address, static_rules
+from podwire_proxy.iptables.fixed import static_rules
+from podwire_proxy.iptables.layout import Chain, hooks, is_ours, same_address
 from podwire_proxy.iptables.live import Chains
 from podwire_proxy.iptables.plan import KernelState, Plan, Planner, SetOp
 from podwire_proxy.iptables.text import parse, take_apart
@@ -222,6 +223,17 @@ def test_what_stands_fast_names_only_what_is_there(which: Family) -> None:
     rules = [rule for chains in (fixed, hooks(which, s.INFO)) for rules in chains.values() for rule in rules]
     named = {take_apart(rule).target for rule in rules}
     assert {target for target in named if is_ours(target)} <= {chain.name for chain in fixed}
+
+
+def test_refused_packets_are_logged_by_as_many_rules_whatever_services_there_are() -> None:
+    tracker = s.SCENARIOS[0].tracker()
+    tracker.flush()
+    logs = [rule for rules in static_rules("ip", s.INFO).values() for rule in rules if "-j NFLOG" in rule]
+    plan = Planner("ip", s.SCENARIOS[0].node).full(tracker.dataplane, KernelState())
+    assert sum("-j NFLOG" in line for line in plan.lines()) == len(logs) > 3
+    assert all("--limit " in rule for rule in logs)
+    silent = static_rules("ip", s.INFO, logs=False)
+    assert not any("-j NFLOG" in rule for rules in silent.values() for rule in rules)
 
 
 def test_a_plan_can_be_shown() -> None:
