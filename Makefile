@@ -201,8 +201,13 @@ bench-api: $(VENV)/.installed-dev  ## the API server: creates, 64 writers, watch
 bench-up: $(VENV)/.installed-dev  ## podwire up, down, and a manifest to its Service answering; writes bench/results/up.json
 	@$(BIN)/python bench/bench_up.py
 
+.PHONY: bench-observe
+bench-observe: $(VENV)/.installed-dev  ## what the flow log costs a connection and a node; writes bench/results/observe.json
+	$(call need,$(TOOLS) conntrack:conntrack nft:nftables)
+	@$(BIN)/python bench/bench_observe.py
+
 .PHONY: bench bench-report
-bench: bench-up bench-api bench-cni bench-proxy bench-dns bench-report  ## all of them, and docs/benchmarks.md (root; about 20 minutes)
+bench: bench-up bench-api bench-cni bench-proxy bench-dns bench-observe bench-report  ## all of them, and docs/benchmarks.md (root; about 20 minutes)
 
 bench-report: $(VENV)/.installed-dev  ## docs/benchmarks.md and its pictures from bench/results
 	@$(BIN)/python bench/report.py
@@ -210,6 +215,11 @@ bench-report: $(VENV)/.installed-dev  ## docs/benchmarks.md and its pictures fro
 .PHONY: conformance
 conformance: $(VENV)/.installed-dev  ## every Service behaviour on every dataplane; writes docs/conformance.md and .svg (root)
 	@$(BIN)/python -m pytest -q netns-tests --all-rows $(foreach d,$(DATAPLANES),--dataplane $(d)) --dataplane-report docs
+
+.PHONY: screenshots
+screenshots: $(VENV)/.installed-dev  ## pictures of `podwire ui` for the docs (root, chromium)
+	$(call need,$(TOOLS) chromium:chromium)
+	@$(BIN)/python tools/screenshots.py
 
 clean:           ## remove .venv and build results
 	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

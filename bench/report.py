@@ -25,6 +25,7 @@ TITLES = {
     "cni": "CNI plugin",
     "proxy": "Service proxy",
     "dns": "Cluster DNS",
+    "observe": "The flow log",
 }
 MINE, THEIRS, INK = "#0969da", "#8c959f", "#1f2328"
 Row = Mapping[str, Any]

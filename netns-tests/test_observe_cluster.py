@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
-import socket
 import stat
 import subprocess
 import sys
@@ -17,15 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 
 from lab.cluster import EXAMPLES, cluster
-from lab.patience import patient
-from podwire.demo.lab import DemoLab, Pod, wait_for
-from podwire.main import cli
+from lab.flowlog import PORT, REFUSALS, Refusal, free_port, of_port, pods, refused, send, told
+from podwire.demo.lab import DemoLab, wait_for
 from podwire_base.kernel.netns import call_in
-
-PORT = 9376
 
 
 def ready(status: Path) -> bool:
@@ -41,56 +37,6 @@ def lab() -> Iterator[DemoLab]:
             status = made.config.node_dir(node) / "status" / "observe.json"
             wait_for(partial(ready, status), 20)
         yield made
-
-
-def told(lab: DemoLab, *words: str) -> list[dict[str, Any]]:
-    call = ["flows", "-o", "json", "--since", "10m", "--kubeconfig", str(lab.config.kubeconfig), *words]
-    done = CliRunner().invoke(cli, call)
-    assert done.exit_code == 0, done.output
-    return [json.loads(line) for line in done.stdout.splitlines()]
-
-
-def of_port(lab: DemoLab, port: int, *words: str) -> list[dict[str, Any]]:
-    return told(lab, "--from-port", str(port), *words)
-
-
-def free_port(src: Pod) -> int:
-    def bind() -> int:
-        with socket.socket() as sock:
-            sock.bind(("", 0))
-            return int(sock.getsockname()[1])
-
-    return call_in(src.netns, bind)
-
-
-def send(src: Pod, port: int, address: str, to: int, data: bytes, *, udp: bool = False) -> None:
-    """Sends from a port that is known, so that exactly this connection can be looked for."""
-
-    def work() -> None:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM if udp else socket.SOCK_STREAM) as sock:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.bind(("", port))
-            sock.settimeout(patient(2))
-            try:
-                sock.connect((address, to))
-                sock.sendall(data)
-                while not udp and sock.recv(4096):
-                    pass
-            except OSError:
-                return  # what the client saw is looked for in the answer
-
-    call_in(src.netns, work)
-
-
-def pods(lab: DemoLab) -> tuple[Pod, Pod, Pod]:
-    """Returns a pod, another one of its node, and one of the other node."""
-    every = sorted(lab.pods("MyApp"), key=lambda pod: pod.name)
-    first = every[0]
-    return (
-        first,
-        next(pod for pod in every if pod != first and pod.node == first.node),
-        next(pod for pod in every if pod.node != first.node),
-    )
 
 
 @pytest.mark.parametrize("where", ["own node", "other node", "Service"])
@@ -138,19 +84,24 @@ def test_who_does_not_answer_is_told(lab: DemoLab) -> None:
     assert (one["protocol"], one["bytes"]) == ("udp", 33)
 
 
-@pytest.mark.parametrize(("to", "reason"), [(80, "no-endpoints"), (81, "wrong-port")])
-@pytest.mark.parametrize("udp", [False, True])
-def test_what_a_rule_refuses_is_told_with_its_reason(lab: DemoLab, to: int, reason: str, udp: bool) -> None:
+@pytest.mark.parametrize("case", REFUSALS, ids=str)
+def test_what_a_rule_refuses_is_told_with_its_reason(lab: DemoLab, case: Refusal) -> None:
+    refused(lab, case)
+
+
+def test_refusals_are_counted_by_service_for_prometheus(lab: DemoLab) -> None:
     first, *_ = pods(lab)
-    port, address = free_port(first), lab.cluster_ip("lonely" if to == 80 else "my-loadbalancer")
-    if udp and to == 80:
-        reason = "wrong-port"  # the Service has TCP alone
-    send(first, port, address, to, b"x", udp=udp)
-    (one,) = wait_for(lambda: of_port(lab, port), 5)
-    assert (one["verdict"], one["reason"], one["source"]["name"]) == ("refused", reason, first.name)
-    assert (one["ip"], one["port"], one["protocol"]) == (address, to, "udp" if udp else "tcp")
-    if reason == "no-endpoints":
-        assert one["service"]["name"] == "lonely"
+    labels = 'namespace="default",service="lonely",verdict="refused",reason="no-endpoints"'
+
+    def counted() -> float:
+        with urllib.request.urlopen("http://127.0.0.1:9155/metrics", timeout=5) as answer:
+            found = re.search(rf"podwire_observe_connections_total{{{labels}}} (.+)", answer.read().decode())
+        return float(found[1]) if found else 0.0
+
+    before = call_in(lab.node_netns(first.node), counted)
+    for _ in range(3):
+        send(first, free_port(first), lab.cluster_ip("lonely"), 80, b"x")
+    wait_for(lambda: call_in(lab.node_netns(first.node), counted) == before + 3, 10)
 
 
 def test_the_nodes_probes_are_shown_only_if_asked_for(lab: DemoLab) -> None:
@@ -234,7 +185,7 @@ def test_the_page_shows_a_breakage_and_explains_it(lab: DemoLab) -> None:
             rows = {row["id"]: row["pods"] for space in snapshot["spaces"] for row in space["rows"]}
             assert sum(ready for ready, _ in rows["service default/my-loadbalancer"]) == 4
             send(first, free_port(first), lab.cluster_ip("my-loadbalancer"), 81, b"x")  # no such port
-            (one,) = wait_for(lambda: failing(asked, "refused", "unknown"), 15)
+            (one,) = wait_for(lambda: failing(asked, "refused", "service default/my-loadbalancer"), 15)
             told = asked.get(f"api/explain?pair={one['id']}")
             assert any(line.startswith("verdict") and "reject" in line for line in told["lines"]), told
             assert f"default/{first.name}" in told["commands"][0] and told["commands"][1].startswith("podwire flows -f")

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from lab.cluster import EXAMPLES, cluster
+from lab.flowlog import REFUSALS, Refusal, refused
 from podwire.demo import checks_services
 from podwire.demo.checks_control import restart_proxies
 from podwire.demo.lab import DemoLab
@@ -40,3 +41,8 @@ def test_what_the_demo_proves_of_services(lab: DemoLab, check: Check) -> None:
     rows = list(check(lab))
     assert rows
     assert not [f"{r.sent} from {r.source}: {r.back} {r.detail}" for r in rows if not r.ok]
+
+
+@pytest.mark.parametrize("case", REFUSALS, ids=str)
+def test_what_a_rule_refuses_is_told_with_its_reason(lab: DemoLab, case: Refusal) -> None:
+    refused(lab, case)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from podwire_base.kernel.conntrack.counted import UNKNOWN, Counted
 
+from .metrics import Totals
 from .names import text
 from .record import FORWARDED, OPEN, PROTOCOLS, Ends, Flow
 from .sums import Pair, Slot, Sums, Window, base
@@ -57,7 +58,7 @@ class Fold:
     def __init__(self, node: str, name: Namer, since: float, timeouts: Mapping[int, float] | None = None) -> None:
         self.node, self.name, self.since = node, name, since
         self.timeouts = dict(timeouts or {})
-        self.window = Window()
+        self.window, self.totals = Window(), Totals()
         self.shown: deque[Flow] = deque(maxlen=MOST_SHOWN)
         self.opened = self.seen = self.passed = self.lost = self.unshown = self.untracked = 0
         self._changed: dict[int, Flow] = {}
@@ -144,6 +145,7 @@ class Fold:
         sums.ended += 1
         sums.packets += flow.packets or 1
         self.opened += 1
+        self.totals.judged(_pair(flow))
         self._show(flow)
 
     def take(self) -> list[Flow]:
@@ -236,9 +238,12 @@ class Fold:
             return
         self.untracked -= 1
         self.seen += 1
-        sums = self.window.slot(now).place(base(ends, PROTOCOLS.get(seen.protocol, str(seen.protocol)), *of_end(seen)))
+        pair = base(ends, PROTOCOLS.get(seen.protocol, str(seen.protocol)), *of_end(seen))
+        sums = self.window.slot(now).place(pair)
         sums.ended += 1
         sums.events += 1
+        self.totals.judged(pair)
+        self.totals.passed(pair, max(0, seen.size), max(0, seen.back_size))
         _add(sums, (max(0, seen.packets), max(0, seen.size), max(0, seen.back_packets), max(0, seen.back_size)))
 
     def _show(self, flow: Flow) -> None:
@@ -255,6 +260,7 @@ class Fold:
         live.pair = _pair(flow)
         live.sums = self._row(live, now)
         live.sums.ended += 1
+        self.totals.judged(live.pair)
         self._changed[flow.number] = flow
 
     def _row(self, live: _Live, now: float) -> Sums:
@@ -277,6 +283,7 @@ class Fold:
         more = [max(0, value - before) for value, before in zip(found, live.counted, strict=True)]
         if any(more):
             _add(self._row(live, now), more)
+            self.totals.passed(live.pair, more[1], more[3])
         # A dump that is older than the last event must not take counters back.
         live.counted = tuple(map(max, found, live.counted))  # type: ignore[assignment]  # four and four
         flow.packets, flow.bytes, flow.back_packets, flow.back_bytes = live.counted

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable
-from typing import Any
 
 from podwire_base.kernel.addresses import local_addresses
 from podwire_base.kernel.conntrack.counted import Counted
@@ -17,7 +16,8 @@ from podwire_base.kube.client.config import load
 from podwire_base.kube.client.http import ApiClient
 from podwire_base.kube.client.informer import Informer
 from podwire_base.kube.client.reflector import Event
-from podwire_base.role import beat, layout, logs, podspaces
+from podwire_base.role import beat, layout, logs, podspaces, process, web
+from podwire_base.role.metrics import CONTENT_TYPE
 from podwire_base.role.run import main, stop_event, until_stopped
 from podwire_base.role.status import RoleStatus
 
@@ -25,7 +25,8 @@ from . import drops as refusals
 from . import sources, sysctls
 from .config import AFTERWARDS, SOCKET, ObserveConfig
 from .fold import Fold
-from .names import Names
+from .metrics import Figures, page
+from .names import Names, compact
 from .record import End
 from .serve import Server, listen
 from .told import Told
@@ -247,6 +248,14 @@ class Role:
             lost=fold.lost,
         )
 
+    def metrics(self) -> web.Answer:
+        """Returns the page /metrics."""
+        fold = self.fold
+        fold.totals.keep(self.names.services())
+        pairs = sum(len(slot.pairs) for slot in fold.window.slots)
+        figures = Figures(fold.lost, fold.unshown, sum(1 for _ in fold.live()), pairs)
+        return web.Answer(200, page(fold.totals, figures, process.figures()), CONTENT_TYPE)
+
     # Running
 
     def _informers(self, api: ApiClient) -> list[Informer]:
@@ -254,9 +263,9 @@ class Role:
             return lambda event: take(event.key, None if event.type == "DELETED" else event.object)
 
         return [
-            Informer(api, SERVICES, on_event=of(self.names.service), keep=_trimmed),
-            Informer(api, SLICES, on_event=of(self.names.slice), keep=_trimmed),
-            Informer(api, NODES, on_event=of(self.names.node_object), keep=_trimmed),
+            Informer(api, SERVICES, on_event=of(self.names.service), keep=_known, cut=_trimmed),
+            Informer(api, SLICES, on_event=of(self.names.slice), keep=_known, cut=_compact),
+            Informer(api, NODES, on_event=of(self.names.node_object), keep=_known, cut=_trimmed),
         ]
 
     async def run(self, api: ApiClient) -> None:
@@ -294,24 +303,25 @@ def _dump() -> tuple[list[Counted], float]:
     return list(sources.entries()), time.thread_time() - began
 
 
+def _known(obj: meta.Object) -> meta.Object:
+    """Returns what the copy of the API's objects needs: names have the rest."""
+    found = obj["metadata"]
+    return {"metadata": {key: found[key] for key in ("name", "namespace", "resourceVersion") if key in found}}
+
+
 def _trimmed(obj: meta.Object) -> meta.Object:
     """Returns what names need of an object."""
-    kept: dict[str, Any] = {
-        "metadata": {
-            key: value
-            for key, value in (obj.get("metadata") or {}).items()
-            if key in ("name", "namespace", "uid", "resourceVersion")
-        }
-    }
-    for part in ("spec", "status", "endpoints"):
-        if part in obj:
-            kept[part] = obj[part]
-    return kept
+    return _known(obj) | {part: obj[part] for part in ("spec", "status") if part in obj}
+
+
+def _compact(obj: meta.Object) -> meta.Object:
+    return compact(obj) | _known(obj)
 
 
 async def _main(config: ObserveConfig) -> None:
     stop, role = stop_event(), Role(config)
-    async with ApiClient(load(config.kubeconfig)) as api:
+    async with ApiClient(load(config.kubeconfig)) as api, contextlib.AsyncExitStack() as stack:
+        await web.serve_beside(config.metrics_address, {"/metrics": role.metrics}, stack)
         await until_stopped(stop, role.run(api))
 
 

@@ -18,6 +18,7 @@ from podwire_base.kube.meta import Object, name, namespace
 
 from .record import PROTOCOLS, End, Ends, Service
 
+LINES = "lines"
 KEPT = 4  # earlier holders of an address
 MOST_GONE = 4096  # addresses that nobody has any more
 _NUMBERS = {word.upper(): number for number, word in PROTOCOLS.items()}
@@ -80,8 +81,9 @@ class Names:
         self._services: dict[str, list[tuple[tuple[str, int, int], Service]]] = {}
         self._by_address: dict[tuple[str, int, int], Service] = {}
         self._node_ports: dict[tuple[int, int], Service] = {}
-        self._slices: dict[str, dict[str, End]] = {}
-        self._endpoints: dict[str, dict[str, End]] = {}  # address -> slice -> pod
+        self._by_ip: dict[str, dict[str, tuple[str, str]]] = {}  # address -> key of a Service -> (namespace, name)
+        self._slices: dict[str, str] = {}  # key of a slice -> its lines
+        self._endpoints: dict[str, str | tuple[str, ...]] = {}  # address -> the slices that have it, mostly one
         self._cache: dict[tuple[bytes, bytes, int, int, bytes], Ends | None] = {}
 
     def forget(self) -> None:
@@ -101,27 +103,36 @@ class Names:
         self.nodes = {ip: node for node, ips in self._nodes.items() for ip in ips}
         self.forget()
 
+    def services(self) -> set[tuple[str, str]]:
+        """Returns namespace and name of every Service that there is."""
+        return {(namespace, name) for namespace, _, name in (key.partition("/") for key in self._services)}
+
     def service(self, key: str, obj: Object | None) -> None:
         for address, _ in self._services.pop(key, ()):
             (self._by_address.pop(address, None) if address[0] else self._node_ports.pop(address[1:], None))
+            self._by_ip.get(address[0], {}).pop(key, None)
+            if not self._by_ip.get(address[0], True):
+                del self._by_ip[address[0]]
         if obj is not None:
             self._services[key] = list(_addresses(obj))
             for address, service in self._services[key]:
                 if address[0]:
                     self._by_address[address] = service
+                    self._by_ip.setdefault(address[0], {})[key] = service[:2]
                 else:
                     self._node_ports[address[1:]] = service
         self.forget()
 
     def slice(self, key: str, obj: Object | None) -> None:
-        for ip in self._slices.pop(key, {}):
-            self._endpoints[ip].pop(key, None)
-            if not self._endpoints[ip]:
-                del self._endpoints[ip]
+        for ip in {line.partition(" ")[0] for line in self._slices.pop(key, "").splitlines()}:
+            left = tuple(other for other in _several(self._endpoints.pop(ip)) if other != key)
+            if left:
+                self._endpoints[ip] = left if len(left) > 1 else left[0]
         if obj is not None:
-            self._slices[key] = dict(_targets(obj))
-            for ip, end in self._slices[key].items():
-                self._endpoints.setdefault(ip, {})[key] = end
+            self._slices[key] = lines = compact(obj)[LINES]
+            for ip in {line.partition(" ")[0] for line in lines.splitlines()}:
+                others = self._endpoints.get(ip)
+                self._endpoints[ip] = key if others is None else (*_several(others), key)
         self.forget()
 
     def pods_are(self, current: Mapping[str, End], at: float) -> None:
@@ -142,13 +153,16 @@ class Names:
             return End("node", "", self.nodes[ip], self.nodes[ip])
         found = self._endpoints.get(ip)
         if found:
-            return next(iter(found.values()))
+            return _target(self._slices[_several(found)[0]], ip)
         return End() if _within(ip, self.cidrs) or _within(ip, self.service_cidrs) else End("outside", "", ip)
 
     def dialled(self, ip: str, port: int, protocol: int) -> Service:
         found = self._by_address.get((ip, port, protocol))
         if found is None and (ip in self.local or ip in self.nodes):
             found = self._node_ports.get((port, protocol))
+        # A port that the Service does not have. At other addresses than its ClusterIPs that may be another server's.
+        if found is None and ip in self._by_ip and _within(ip, self.service_cidrs):
+            return Service(*next(iter(self._by_ip[ip].values())), str(port))
         return found or Service()
 
     def ends(self, seen: Counted, when: float) -> Ends | None:
@@ -218,12 +232,25 @@ def _addresses(obj: Mapping[str, Any]) -> Iterable[tuple[tuple[str, int, int], S
             yield ("", int(port["nodePort"]), protocol), service
 
 
-def _targets(obj: Mapping[str, Any]) -> Iterable[tuple[str, End]]:
+def compact(obj: Object) -> Object:
+    """Returns an EndpointSlice with its pods as lines "ADDRESS NAMESPACE NAME NODE" in place of the endpoints: they
+    take a twentieth of the memory, and few of them are ever looked up. An object that is compact already stays so.
+    """
+    return obj if LINES in obj else {"metadata": obj["metadata"], LINES: "\n".join(_lines(obj))}
+
+
+def _lines(obj: Object) -> Iterable[str]:
     for row in obj.get("endpoints") or []:
         ref = row.get("targetRef") or {}
         if ref.get("kind") == "Pod":
-            end = End(
-                "pod", str(ref.get("namespace") or namespace(obj)), str(ref.get("name")), row.get("nodeName") or ""
-            )
             for ip in row.get("addresses") or []:
-                yield str(ip), end
+                yield f"{ip} {ref.get('namespace') or namespace(obj)} {ref.get('name')} {row.get('nodeName') or ''}"
+
+
+def _target(lines: str, ip: str) -> End:
+    found = next(line for line in lines.splitlines() if line.startswith(f"{ip} "))
+    return End("pod", *found.split(" ")[1:4])
+
+
+def _several(found: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (found,) if isinstance(found, str) else found

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from podwire_base.role.metrics import check_address
+
 
 @dataclass(frozen=True)
 class PolicyConfig:
@@ -19,6 +21,4 @@ class PolicyConfig:
     metrics_address: str = ""
 
     def __post_init__(self) -> None:
-        _, colon, port = self.metrics_address.rpartition(":")
-        if self.metrics_address and not (colon and port.isdecimal() and 0 < int(port) < 1 << 16):
-            raise ValueError(f"metrics_address: {self.metrics_address!r} is not HOST:PORT")
+        check_address(self.metrics_address)

@@ -360,19 +360,10 @@ async def _main(config: PolicyConfig) -> None:
     server = accept.streams(unixsocket.listen(config.run_dir / SOCKET), role.answer)
     async with contextlib.AsyncExitStack() as stack:
         api = await stack.enter_async_context(ApiClient(load(config.kubeconfig)))
-        if config.metrics_address:
-            await _serve(config.metrics_address, role, stack)
+        await web.serve_beside(config.metrics_address, {"/metrics": role.metrics}, stack)
         await until_stopped(stop, role.run(api))
     server.close()  # the path stays: who asks then is refused, and does not take it for a node without the role
     tables.close()
-
-
-async def _serve(address: str, role: Role, stack: contextlib.AsyncExitStack) -> None:
-    """Serves /metrics. Policies are enforced also where the address is taken."""
-    try:
-        stack.push_async_callback((await web.serve(address, {"/metrics": role.metrics}, shared=True)).cleanup)
-    except OSError as err:
-        log.error("/metrics is not served", error=str(err))
 
 
 def run(config: PolicyConfig) -> None:

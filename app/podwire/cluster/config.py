@@ -147,6 +147,7 @@ class ClusterConfig:
             ("dns", "metrics_address", "127.0.0.1:9153"),
             ("policy", "metrics_address", "127.0.0.1:9154"),
             ("observe", "mode", self.observe),
+            ("observe", "metrics_address", "127.0.0.1:9155"),
         )
 
     # ---- names

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
+import time
 from collections import Counter
 from collections.abc import Iterator
 
+from podwire_observe.filters import Filters
+from podwire_observe.query import Query
+from podwire_observe.record import CLOSED_PORT, Flow, from_json
+
+from ..flows import asking
 from .lab import OUTSIDE_CLIENT, OUTSIDE_HOST, Answer, DemoLab, wait_for
 from .rows import Row
+
+CLOSED = 81  # a port at which no web pod listens
 
 
 def _spread(answers: list[Answer]) -> str:
@@ -132,6 +141,28 @@ def no_endpoints(lab: DemoLab) -> Iterator[Row]:
         )
 
 
+def flow_log(lab: DemoLab) -> Iterator[Row]:
+    """The flow log of the cluster tells who was refused by whom, once, with the reason."""
+    client, server = lab.pods("client")[0], lab.pods("MyApp")[0]
+    nodes = [asking.node_at(node, lab.config.node_dir(node)) for node in lab.config.running_nodes()]
+    chosen = Filters({"from-exact": (f"default/{client.name}",), "verdict": ("refused",), "to-port": (str(CLOSED),)})
+    wanted = Query("flows", since=time.time(), filters=chosen)
+
+    async def told() -> list[Flow]:
+        return [from_json(one.line["flow"]) async for one in asking.ask(nodes, wanted) if "flow" in one.line]
+
+    answer = lab.tcp(client.netns, server.address, CLOSED)
+    found = wait_for(lambda: asyncio.run(told()), 10) or []
+    yield Row(
+        "3",
+        f"TCP {server.name} {server.address}:{CLOSED} (nothing listens)",
+        client.name,
+        ", ".join(f"{flow.verdict} by {flow.ends.target.name}: {flow.reason}" for flow in found),
+        [(flow.ends.target.name, flow.reason) for flow in found] == [(server.name, CLOSED_PORT)],
+        str(answer),
+    )
+
+
 def without_selector(lab: DemoLab) -> Iterator[Row]:
     """Hand-made Endpoints at a host outside the cluster."""
     address, client = lab.cluster_ip("my-service", "outside"), lab.pods("client")[0]
@@ -192,4 +223,4 @@ def load_balancer(lab: DemoLab) -> Iterator[Row]:
     )
 
 
-CHECKS = (cluster_ip, same_node, change, no_endpoints, without_selector, node_port, load_balancer)
+CHECKS = (cluster_ip, same_node, change, no_endpoints, flow_log, without_selector, node_port, load_balancer)

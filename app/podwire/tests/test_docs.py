@@ -23,6 +23,9 @@ from podwire_dns.cache import Cache
 from podwire_dns.feed import ApiCalls
 from podwire_dns.metrics import BOUNDS, HEALTH_BOUNDS, PROGRAMMING_BOUNDS, Tally
 from podwire_dns.testing.builders import CONFIG, conformance_zone
+from podwire_observe import metrics as observed
+from podwire_observe.record import End, Service
+from podwire_observe.sums import Pair
 from podwire_policy import metrics as policies
 from podwire_policy.counted import Row
 from podwire_proxy import tally as tallies
@@ -249,6 +252,14 @@ def policy_page() -> str:
     return policies.page(rows, policies.Figures({"admin": 1}, 0, 0, 1, 1, 0), ProcessFigures())
 
 
+def observe_page() -> str:
+    totals = observed.Totals()
+    web = Pair(End("pod"), End("pod"), Service("default", "web", "80"), "tcp", "forwarded")
+    totals.judged(web)
+    totals.passed(web, 1, 1)
+    return observed.page(totals, observed.Figures(), ProcessFigures())
+
+
 def dns_page() -> str:
     tally = Tally()
     tally.types[1], tally.rcodes[0, "kubernetes"] = 1, 1
@@ -282,7 +293,11 @@ def dns_page() -> str:
 
 def everything() -> dict[str, tuple[str, set[str]]]:
     return (
-        exposed(proxy_page("nftables")) | exposed(proxy_page("iptables")) | exposed(dns_page()) | exposed(policy_page())
+        exposed(proxy_page("nftables"))
+        | exposed(proxy_page("iptables"))
+        | exposed(dns_page())
+        | exposed(policy_page())
+        | exposed(observe_page())
     )
 
 

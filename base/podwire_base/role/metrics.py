@@ -12,6 +12,13 @@ _ESCAPES = {ord("\\"): "\\\\", ord("\n"): "\\n"}
 _LABEL_ESCAPES = {**_ESCAPES, ord('"'): '\\"'}
 
 
+def check_address(address: str) -> None:
+    """address: of a page /metrics, "" for no such page. Raises ValueError for what is not HOST:PORT."""
+    _, colon, port = address.rpartition(":")
+    if address and not (colon and port.isdecimal() and 0 < int(port) < 1 << 16):
+        raise ValueError(f"metrics_address: {address!r} is not HOST:PORT")
+
+
 @dataclass(slots=True)
 class Histogram:
     """A histogram. bounds: the inclusive upper bounds of the buckets, ascending. counts: the number of values in each

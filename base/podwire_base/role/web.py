@@ -65,6 +65,18 @@ async def serve(address: str, pages: Mapping[str, Page], *, shared: bool = False
     return Site(sockets, pages)
 
 
+async def serve_beside(address: str, pages: Mapping[str, Page], stack: contextlib.AsyncExitStack) -> None:
+    """Serves pages until the stack is left. The role's work goes on where the address cannot be listened on, and its
+    log tells. address "": no pages.
+    """
+    if not address:
+        return
+    try:
+        stack.push_async_callback((await serve(address, pages, shared=True)).cleanup)
+    except OSError as err:
+        log.error("pages are not served", pages=" ".join(pages), error=str(err))
+
+
 class _NoSuchFamily(Exception):
     """The kernel does not support IPv6, or IPv4."""
 

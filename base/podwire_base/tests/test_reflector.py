@@ -178,3 +178,21 @@ def test_any_order_ends_with_the_servers_state(ops: list[tuple[str, str]], reads
 )
 def test_frames_that_can_be_used(frame: object, good: bool) -> None:
     assert is_frame(frame) == good
+
+
+@pytest.mark.parametrize("way", ["initial events", "watch", "own write"])
+def test_what_is_cut_off_an_object_is_gone_when_it_arrives(way: str) -> None:
+    def cut(found: Object) -> Object:
+        return {"metadata": found["metadata"], "short": len(found["long"])}
+
+    reflector, whole = Reflector(cut=cut), {**obj("a", 4), "long": "x" * 9}
+    if way == "initial events":
+        reflector.arriving()
+        reflector.initial({"type": "ADDED", "object": whole})
+        end = {"resourceVersion": "9", "annotations": {"k8s.io/initial-events-end": "true"}}
+        (event,) = reflector.initial({"type": "BOOKMARK", "object": {"metadata": end}}) or ()
+    elif way == "watch":
+        (event,) = filter(None, [reflector.watched({"type": "ADDED", "object": whole})])
+    else:
+        (event,) = filter(None, [reflector.wrote(whole)])
+    assert event.object == reflector.objects["d/a"] == {**obj("a", 4), "short": 9}

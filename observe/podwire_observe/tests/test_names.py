@@ -72,7 +72,13 @@ def seen(source: str, destination: str, port: int = 80, endpoint: str = "", prot
         ("172.30.0.200", 5432, 6, Service("shop", "db", "sql")),
         ("172.30.0.12", 30000, 6, Service("shop", "db", "sql")),
         ("172.30.0.12", 30000, 17, Service()),
-        ("10.96.0.10", 81, 6, Service()),
+        (
+            "10.96.0.10",
+            81,
+            6,
+            Service("shop", "db", "81"),
+        ),  # it does not have this port, and nobody else has the address
+        ("192.0.2.9", 22, 6, Service()),  # an externalIP: that may be another server's port
         ("192.0.2.9", 30000, 6, Service()),
     ],
 )

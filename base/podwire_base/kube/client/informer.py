@@ -14,7 +14,7 @@ from ...role import beat, bugs, logs
 from ..errors import ApiError, BadAnswer, Refused
 from ..meta import Object
 from .http import ApiClient
-from .reflector import Event, Phase, Reflector, is_frame, is_object
+from .reflector import Event, Phase, Reflector, is_frame, is_object, whole
 
 log = logs.get("informer")
 WATCH_SECONDS = 300
@@ -36,8 +36,8 @@ class Informer:
     the first full list.
 
     `objects` maps "namespace/name" (or "name") to the object. It is changed before `on_event` is called. An exception
-    in `on_event` is logged with the object's key, and the watch continues. `keep`: see Reflector; it saves memory for
-    large numbers of objects.
+    in `on_event` is logged with the object's key, and the watch continues. `keep`, `cut`: see Reflector; they save
+    memory for large numbers of objects.
 
     stream: read the first state as a stream (WatchList) if the server supports it. Then the server need not build the
     complete answer in memory for every node at once. Otherwise the informer reads lists in pages.
@@ -53,12 +53,13 @@ class Informer:
         on_event: Callable[[Event], None] | None = None,
         on_synced: Callable[[], None] | None = None,
         keep: Callable[[Object], Object] | None = None,
+        cut: Callable[[Object], Object] = whole,
         stream: bool = True,
     ) -> None:
         self.api, self.path = api, path
         self.params = {k: v for k, v in (("labelSelector", label_selector), ("fieldSelector", field_selector)) if v}
         self.on_event, self.on_synced = on_event, on_synced
-        self.reflector = Reflector() if keep is None else Reflector(keep)
+        self.reflector = Reflector(keep or whole, cut)
         self.synced = asyncio.Event()
         self.streams = stream
         self._failing = False
@@ -97,7 +98,7 @@ class Informer:
                 raise BadAnswer(f"GET {self.path}: the answer is not a list with a resourceVersion")
             beat.tick(f"list of {self.path}")
             found = answer.get("items") or []
-            items += [item for item in found if is_object(item)]
+            items += [self.reflector.cut(item) for item in found if is_object(item)]
             if strange := [item for item in found if not is_object(item)]:
                 log.warn(
                     "items of a list are no objects; left out",

@@ -53,7 +53,7 @@ def _decimal(*objects: Object) -> bool:
     return all(decimal(resource_version(o), _LAST) is not None for o in objects)
 
 
-def _whole(obj: Object) -> Object:
+def whole(obj: Object) -> Object:
     return obj
 
 
@@ -78,10 +78,13 @@ def is_frame(frame: object) -> bool:
 class Reflector:
     """The copy of one resource, and the state. keep: returns the part of an object that the copy stores (at least
     metadata.name, metadata.namespace and metadata.resourceVersion). Events for additions and changes have the whole
-    object. A deletion found by a new list, and `Event.old`, have only the stored part.
+    object. A deletion found by a new list, and `Event.old`, have only the stored part. cut: returns the part of an
+    object that is used at all, with the same three fields. The rest is freed when the object arrives, so a first list
+    of very many objects is never whole in memory.
     """
 
-    keep: Callable[[Object], Object] = _whole
+    keep: Callable[[Object], Object] = whole
+    cut: Callable[[Object], Object] = whole
     objects: dict[str, Object] = field(default_factory=dict)
     version: str = ""
     state: Phase = Phase.LIST
@@ -99,7 +102,7 @@ class Reflector:
         if kind == "ERROR":
             self.failed(int(obj.get("code") or 0))
         elif kind in ("ADDED", "MODIFIED"):
-            self._arriving[key(obj)] = obj
+            self._arriving[key(obj)] = self.cut(obj)
         elif kind == "DELETED":
             self._arriving.pop(key(obj), None)
         elif kind == "BOOKMARK" and annotations_of(obj).get(INITIAL_END) == "true":
@@ -146,6 +149,7 @@ class Reflector:
             return None
         if before is not None and not _newer(obj, before):
             return None
+        obj = self.cut(obj)
         self.objects[name] = self.keep(obj)
         return Event("MODIFIED" if before is not None else "ADDED", name, obj, before)
 
@@ -163,6 +167,7 @@ class Reflector:
             and int(resource_version(obj)) <= int(self.version)
         ):
             return None  # the watch has already passed this write, so the object was deleted meanwhile
+        obj = self.cut(obj)
         self.objects[name] = self.keep(obj)
         return Event("MODIFIED" if before is not None else "ADDED", name, obj, before)
 
