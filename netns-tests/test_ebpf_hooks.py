@@ -555,8 +555,9 @@ def test_the_program_answers_as_the_trace_says(world: World, v6: bool) -> None:
             tracker.flush()
             planners = [backend.planner(family, one.node) for family in families(one.node)]
             Engine(planners, proxier.kernel).sync(tracker.dataplane, None)
-            live = backend.observe(world.node.fd)
+            live = kernel.observed(world.node.fd)
             assert live is not None
+            assert live.ask is not None
             for packet in one.expect:
                 if packet.protocol not in maps.SERVED:
                     continue
@@ -565,6 +566,7 @@ def test_the_program_answers_as_the_trace_says(world: World, v6: bool) -> None:
                     asked = replace(packet, src=src, node=who == maps.NODE)
                     found = answers(proxier, asked, who)
                     assert found == hooked(live, one, asked), (one.name, asked)
+                    assert found == hooked(replace(live, ask=None), one, asked), (one.name, asked)
                     chosen += bool(found)
     assert chosen > 50, "the hooks serve a good part of the table"
 

@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 import tomllib
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from podwire_controlplane.testing.servers import Server
 from podwire_dns import corefile
 from podwire_dns.config import DnsConfig
 from podwire_proxy.config import ProxyConfig
+from podwire_proxy.ebpf.backend import Ebpf
 
 from . import kustomize
 
@@ -53,6 +55,7 @@ def test_all_of_them_are_looked_at() -> None:
         "deploy/overlays/without-dns",
         "deploy/overlays/load-balancer",
         "deploy/overlays/load-balancer-only",
+        "deploy/overlays/ebpf",
     } <= set(NAMES)
 
 
@@ -312,6 +315,27 @@ def test_load_balancers_on_a_stock_cluster(folder: str) -> None:
     assert named(objects, "ServiceAccount", "podwire-load-balancer")["metadata"]["name"] == account
     for role in (o for o in objects if o["kind"] == "ClusterRole"):
         assert not any("configmaps" in rule["resources"] for rule in role["rules"]), "no role can read all ConfigMaps"
+
+
+def _mounts(objects: list[Object]) -> dict[str, tuple[str, bool]]:
+    """Path in the first container with host folders -> (path of the host, whether it is read-only)."""
+    spec = named(objects, "DaemonSet", "podwire")["spec"]["template"]["spec"]
+    hosts = {volume["name"]: volume["hostPath"]["path"] for volume in spec["volumes"] if "hostPath" in volume}
+    containers = [*spec["containers"], *spec["initContainers"]]
+    first = next(one for one in containers if one.get("volumeMounts"))
+    mounts = [mount for mount in first["volumeMounts"] if mount["name"] in hosts]
+    return {mount["mountPath"]: (hosts[mount["name"]], mount.get("readOnly", False)) for mount in mounts}
+
+
+def test_backend_ebpf_sees_the_hosts_pins_and_cgroups_and_nothing_more() -> None:
+    plain, ebpf = kustomize.build(DEPLOY), kustomize.build(DEPLOY / "overlays" / "ebpf")
+    added = {"/sys/fs/bpf": ("/sys/fs/bpf", False), "/host/cgroup": ("/sys/fs/cgroup", True)}
+    assert _mounts(ebpf) == {**_mounts(plain), **added}
+    given = named(ebpf, "ConfigMap", "podwire-settings")["data"]["PODWIRE_SET"].split()
+    values = {name: value for role, name, value in settings.assignments(given) if role == "proxy"}
+    assert set(values) <= {field.name for field in fields(ProxyConfig)}
+    assert values["backend"] == Ebpf.name and Ebpf().having(values).cgroup in added
+    assert _mounts(kustomize.build(DEPLOY / "cleanup"))["/sys/fs/bpf"] == added["/sys/fs/bpf"]
 
 
 def test_the_migration_page_names_what_there_is() -> None:

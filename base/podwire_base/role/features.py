@@ -162,6 +162,15 @@ def explain(feature: Feature, kernel: Kernel) -> str:
     return f"{feature.name}: the kernel refuses it; {feature} is needed"
 
 
+def lacks(kernel: Kernel, *capabilities: int) -> str:
+    """Returns which of these capabilities this process lacks; "" if it has all. CAP_SYS_ADMIN comprises CAP_BPF and
+    CAP_PERFMON (capabilities(7)).
+    """
+    comprised = (CAP_BPF, CAP_PERFMON) if kernel.capabilities >> CAP_SYS_ADMIN & 1 else ()
+    missing = [one for one in capabilities if not kernel.capabilities >> one & 1 and one not in comprised]
+    return f"this process lacks {' and '.join(_CAPABILITIES[one] for one in missing)}" if missing else ""
+
+
 def lacking(features: Iterable[Feature], kernel: Kernel) -> list[str]:
     """Returns one line for each feature that this kernel may lack, with the reason."""
     return [reason for feature in features if (reason := judge(feature, kernel))]

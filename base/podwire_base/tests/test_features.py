@@ -144,3 +144,19 @@ def test_this_machine_is_read_once() -> None:
 @pytest.mark.parametrize(("release", "version"), [("6.18.44-fc", (6, 18)), ("5.10", (5, 10)), ("rolling", (0, 0))])
 def test_the_version_is_the_start_of_the_release(release: str, version: f.Version) -> None:
     assert f.parse_release(release) == version
+
+
+@pytest.mark.parametrize(
+    ("has", "told"),
+    [
+        ((f.CAP_BPF, f.CAP_NET_ADMIN), ""),
+        ((f.CAP_SYS_ADMIN, f.CAP_NET_ADMIN), ""),
+        ((f.CAP_SYS_ADMIN,), "this process lacks CAP_NET_ADMIN"),
+        ((f.CAP_NET_ADMIN, f.CAP_PERFMON), "this process lacks CAP_BPF"),
+        ((), "this process lacks CAP_BPF and CAP_NET_ADMIN"),
+    ],
+    ids=str,
+)
+def test_what_a_process_lacks_is_named(has: tuple[int, ...], told: str) -> None:
+    kernel = f.Kernel("6.18.0", None, sum(1 << one for one in has))
+    assert f.lacks(kernel, f.CAP_BPF, f.CAP_NET_ADMIN) == told

@@ -18,7 +18,7 @@ from podwire_base.kernel.bpf import btf, elf
 from podwire_base.kernel.bpf import syscalls as bpf
 from podwire_base.kernel.bpf.ring import Ring
 from podwire_base.kernel.dropped import Dropped, packet
-from podwire_base.role.features import BPF_DROP_REASONS, explain
+from podwire_base.role.features import BPF_DROP_REASONS, CAP_BPF, CAP_PERFMON, explain, lacks
 from podwire_base.role.kernelconfig import running
 
 from . import native
@@ -77,8 +77,9 @@ class Tracer:
             self.follow(spaces or ())
             self._attach(obj)
         except PermissionError as err:
+            missing = lacks(running(), CAP_BPF, CAP_PERFMON) or err.strerror
             needs = "packets that the kernel drops are shown to root, or with CAP_BPF and CAP_PERFMON"
-            raise OSError(err.errno, needs) from err
+            raise OSError(err.errno, f"{needs}: {missing}") from err
         self._lost_spec, self._lost = obj.maps["lost"], 0
         self._ring = Ring(self._maps["events"], obj.maps["events"].max_entries)
         self._open.callback(self._ring.close)

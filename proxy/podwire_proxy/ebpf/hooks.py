@@ -226,6 +226,21 @@ def observed_clients(folder: Path) -> set[Client]:
         os.close(fd)
 
 
+def asked(folder: Path, obj: elf.Object, key: Key, who: int, number: int) -> list[Destination | None]:
+    """Returns what the program answers over the maps under these pins: for each of `number` endpoints the endpoint,
+    None where nftables serves. Raises OSError.
+    """
+    program = next(one for section, one in obj.programs.items() if section.endswith(f"/{ASK}"))
+    with contextlib.ExitStack() as stack:
+        fds = {name: bpf.pinned(folder / name) for name in ("services", "endpoints")}
+        for fd in fds.values():
+            stack.callback(os.close, fd)
+        ask = bpf.load(bpf.Kind.SCHED_CLS, f"podwire_{ASK}", program.linked(fds), obj.licence)
+        stack.callback(os.close, ask)
+        questions = (maps.question(key, who, random) for random in range(max(1, number)))
+        return [maps.answer(bpf.run(ask, one)[1])[1] for one in questions]
+
+
 def newest(ns_fd: int | None = None) -> int:
     """Returns the highest layout of this node's pins; 0 without pins."""
     return max((layout for layout, _ in places.folders(ns_fd)), default=0)

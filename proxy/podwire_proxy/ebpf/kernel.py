@@ -19,7 +19,16 @@ from podwire_base.kernel.nft import socket as nft_socket
 from podwire_base.kernel.reasons import Reason
 from podwire_base.role import hostports, logs, podspaces
 from podwire_base.role.counts import Counts
-from podwire_base.role.features import BPF_SOCKET_HOOKS, BPF_TCX, explain, judge
+from podwire_base.role.features import (
+    BPF_SOCKET_HOOKS,
+    BPF_TCX,
+    CAP_BPF,
+    CAP_NET_ADMIN,
+    CAP_SYS_ADMIN,
+    explain,
+    judge,
+    lacks,
+)
 from podwire_base.role.features import Kernel as Host
 from podwire_base.role.kernelconfig import running
 
@@ -33,6 +42,7 @@ from . import hooks as bpf_hooks
 from . import maps, native, places, sockets, tally
 from .bypass import Bypass
 from .hooks import Hooks
+from .live import Ask
 from .live import Hooks as LiveHooks
 from .maps import Client
 from .plan import Plan, Planner, State
@@ -40,7 +50,10 @@ from .pods import Pods
 
 log = logs.get("proxy")
 
+ASKED = 1000  # endpoints of a frontend, 60 us each; of more the maps are walked
 SHOWN = 5  # sockets that the log names
+RIGHTS = CAP_BPF, CAP_NET_ADMIN  # of the hooks
+INSIDE = (CAP_SYS_ADMIN,)  # to enter the pods' namespaces: the bypass finds their links there, and sockets end there
 VERIFIED = (6, 18)  # the oldest release whose verifier has seen the programs
 
 
@@ -66,7 +79,8 @@ def load(cgroup: str, bpffs: str, ns_fd: int | None) -> Hooks:
     except elf.BadObject as err:
         raise OSError(errno.ENOEXEC, f"sock.bpf.o: {err}; install podwire again (make install)") from None
     except PermissionError as err:
-        raise OSError(err.errno, explain(BPF_SOCKET_HOOKS, running()) + f" ({err.strerror})") from err
+        why = lacks(running(), *RIGHTS) or f"{explain(BPF_SOCKET_HOOKS, running())} ({err.strerror})"
+        raise OSError(err.errno, why) from err
     for layout, old in places.folders(ns_fd, bpffs):
         if layout < maps.LAYOUT:
             places.remove(old)
@@ -80,6 +94,8 @@ def load_bypass(services: int, ns_fd: int | None) -> Bypass:
         raise OSError(errno.ENOEXEC, f"its program is not built: {built.reason(native.FOLDER, 'bypass')}")
     if why := judge(BPF_TCX, running()):
         raise OSError(errno.EOPNOTSUPP, why)
+    if why := lacks(running(), *INSIDE):
+        raise OSError(errno.EPERM, why)
     made = Bypass(elf.parse(code), services, ns_fd)
     try:
         made.judge()
@@ -149,7 +165,7 @@ class Kernel:
         self.hooks: Hooks | None = None
         self.spaces: Callable[[], Iterable[str | int]] = self.pods.paths if self.pods else lambda: ()
         self._retired: list[tuple[Key, frozenset[Destination]]] = []  # of a commit, until the sweep
-        self._blind = ""  # why sockets cannot be ended
+        self._blind = lacks(running(), *INSIDE)  # why sockets cannot be ended
         self.problem = ""
         try:
             self.hooks = load(cgroup, bpffs, ns_fd)
@@ -174,8 +190,12 @@ class Kernel:
     def told(self) -> tuple[str, ...]:
         if self.hooks is None:
             return (f"{OFF}, nftables serves everything: {self.problem}",)
-        hooks = f"socket hooks: on, for {self.hooks.served} namespaces"
-        return hooks, *([f"bypass: {self._bypass_told}"] if self._bypass_told else [])
+        parts = [f"socket hooks: on, for {self.hooks.served} namespaces"]
+        if self._blind:
+            parts.append(f"ending sockets of endpoints that are gone: off, {self._blind}")
+        if self._bypass_told:
+            parts.append(f"bypass: {self._bypass_told}")
+        return tuple(parts)
 
     @property
     def _bypass_told(self) -> str:
@@ -231,6 +251,8 @@ class Kernel:
     def _end_sockets(self, planner: Planner) -> None:
         """Destroys the sockets whose endpoint is gone. It needs CAP_SYS_ADMIN, to enter the pods' namespaces."""
         assert self.hooks is not None
+        if lacks(running(), *INSIDE):
+            return
         own: list[str | int] = (
             [os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)] if self._ns_fd is None else []
         )
@@ -245,6 +267,7 @@ class Kernel:
         finally:
             for fd in own:
                 os.close(int(fd))
+        self._blind = ""
         for one in ended[:SHOWN]:
             log.info("ended a socket: its endpoint is gone", service=f"{one.key.ip}:{one.key.port}", endpoint=one.to.ip)
         if len(ended) > SHOWN:
@@ -323,7 +346,25 @@ def observed(ns_fd: int | None = None) -> LiveHooks | None:
             states[family] = State(tables.get(family), found.services, found.slots)
     known = bpf_hooks.observed_clients(folder)
     pods = frozenset(ip for client in known if client.who == maps.POD for ip in (client.ip, client.ip6) if ip)
-    return LiveHooks(states, pods, any(client.who == maps.NODE for client in known))
+    return LiveHooks(states, pods, any(client.who == maps.NODE for client in known), _asking(folder))
+
+
+def _asking(folder: Path) -> Ask | None:
+    """Returns what has the kernel run the program that decides, over the maps under these pins."""
+    if (code := native.code("sock")) is None:
+        return None
+    obj = elf.parse(code)
+
+    def ask(key: Key, who: int, number: int) -> list[Destination | None] | None:
+        if number > ASKED:
+            return None
+        try:
+            return bpf_hooks.asked(folder, obj, key, who, number)
+        except OSError as err:
+            log.debug("the program cannot be asked; its maps are walked", error=str(err))
+            return None
+
+    return ask
 
 
 def observed_tallies(ns_fd: int | None = None) -> Tallies | None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import fcntl
+import functools
 import os
 import re
 import socket
@@ -19,19 +21,44 @@ from pathlib import Path
 from podwire_base.kernel.netns import within
 
 SO_NETNS_COOKIE = 71  # socket(7); asm-generic/socket.h
+NS_GET_ID = 0x8008B70D  # linux/nsfs.h: _IOR(NSIO, 13, __u64)
 BPFFS, FOLDER = Path("/sys/fs/bpf"), "podwire"
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def cookie(ns_fd: int | None = None) -> int:
-    """Returns the kernel's number of a network namespace; numbers are not used again. Raises OSError."""
+    """Returns the kernel's number of a network namespace; numbers are not used again. Raises OSError.
 
-    def ask() -> int:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-            found: int = struct.unpack("=Q", sock.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8))[0]
-            return found
+    Where the kernel tells the number of a namespace's file, no right to enter the namespace is needed.
+    """
+    if ns_fd is not None and _files_tell():
+        return _told(ns_fd)
+    return within(ns_fd, _own)
 
-    return within(ns_fd, ask)
+
+def _own() -> int:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        found: int = struct.unpack("=Q", sock.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8))[0]
+        return found
+
+
+def _told(ns_fd: int) -> int:
+    answer = bytearray(8)
+    fcntl.ioctl(ns_fd, NS_GET_ID, answer)
+    found: int = struct.unpack("=Q", answer)[0]
+    return found
+
+
+@functools.cache
+def _files_tell() -> bool:
+    """Whether the number of a namespace's file is that of its sockets: no manual page promises it."""
+    fd = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return _told(fd) == _own()
+    except OSError:
+        return False  # a kernel before 6.18
+    finally:
+        os.close(fd)
 
 
 def _mounts(kind: str) -> Iterator[tuple[str, Path]]:
