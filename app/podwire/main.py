@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "node-walk": ("podwire.commands.explain", "node_walk", "Answer `podwire explain` about this node."),
     "flows": ("podwire.commands.flows", "flows", "Who connects to whom, what failed, and why."),
     "ui": ("podwire.commands.ui", "ui", "The same on a page, live."),
+    "policy": ("podwire.commands.policy", "group", "Network policies: list, a pod's rules, what becomes of a packet."),
     "nft": ("podwire.commands.nft", "group", "The ruleset of a node, with the Service or pod of each element."),
     "report": ("podwire.commands.report", "report", "Collect what a bug report needs into one file."),
     "cleanup": ("podwire.commands.explain", "cleanup", "Remove the Service proxy's rules from a node."),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -23,11 +24,14 @@ from podwire_proxy.hostfacts import Foreign, leftovers
 from ..cluster.config import ClusterConfig
 from ..cluster.record import load
 from ..downgrade import AgentRuns, downgrade
-from ..explain import lookup, onnode, sending
+from ..explain import lookup, onnode, policies, sending
+from ..explain.answer import Answer
 from ..explain.ask import explain
+from ..explain.catalogue import Catalogue
 from ..explain.names import BadName
 from ..explain.steps import Unreachable
 from ..release import release
+from . import policy
 from .common import Failed, kubeconfig_option, with_api
 from .pods import cluster_option, find_cluster
 
@@ -134,6 +138,7 @@ def explain_(
     try:
         asked = lookup.question(src, dst, node or "", space, proto or "", v6, netns or "", cluster, kubeconfig)
         found = explain(asked.source, asked.target, asked.catalogue, asked.reach, interface=interface)
+        _tell_policies(found, asked.catalogue, kubeconfig)
         if send:
             sending.prove(asked, found)
     except (BadName, Unreachable, sending.CannotSend) as err:
@@ -145,6 +150,14 @@ def explain_(
             click.echo(line)
     if found.agrees is False:
         raise SystemExit(1)
+
+
+def _tell_policies(found: Answer, catalogue: Catalogue, kubeconfig: str | None) -> None:
+    """Add the policies' part. Without the right to read them the answer stays as it is."""
+    if catalogue.of("Pod") and found.ends:
+        with contextlib.suppress(Failed):
+            pods = catalogue.of("Pod")
+            policies.tell(found, with_api(kubeconfig, lambda api: policy.read(api, pods)), catalogue)
 
 
 @click.command("node-walk", hidden=True)

@@ -32,6 +32,7 @@ from ..cluster.config import ClusterConfig
 from ..cluster.record import load
 from ..grid import WIDTH, folded, table
 from ..statuspage import Report, Seen, from_leases, late, record, text, waits, with_lag
+from . import policy
 from .common import Failed, client_of, find_kubeconfig, kubeconfig_option, local_cluster
 
 PATHS = {
@@ -144,6 +145,15 @@ async def _unattended(api: ApiClient) -> dict[str, int]:
     return {kind: number for kind, number in zip(MISSING, counts, strict=True) if number}
 
 
+async def _policy_notes(api: ApiClient, pods: Sequence[Object]) -> dict[str, list[str]]:
+    """Return policy -> what is probably not meant, of policies of which something is. Without rights it is {}."""
+    try:
+        made = await policy.read(api, pods)
+    except Refused:
+        return {}
+    return {one.key: notes for one in made.policies if (notes := made.notes(one))}
+
+
 async def look(api: ApiClient, local: ClusterConfig | None, *, services: bool = False) -> Object:
     """Return the page as data. A role that seems to lag behind the API is looked at twice. services: also what the
     socket hooks counted.
@@ -157,6 +167,7 @@ async def look(api: ApiClient, local: ClusterConfig | None, *, services: bool = 
         seen = replace(later, reports=with_lag(later, behind, time.monotonic() - began))
     # a stock cluster has its own controllers
     body = {**record(seen), "noController": await _unattended(api) if local else {}}
+    body["policyNotes"] = await _policy_notes(api, seen.pods or ())
     if services:
         body["connections"] = connections.rows(tallies(local), seen.services or ())
     return body
@@ -209,6 +220,7 @@ def _page(body: Object, show: str) -> str:
     lines += [f"{kind} ({n}): no controller: {MISSING[kind]}" for kind, n in body.get("noController", {}).items()]
     if "connections" in body:
         lines += ["", *_connection_lines(body["connections"], 0 if show == "wide" else WIDTH)]
+    lines += [f"policy {own}: {'; '.join(notes)}" for own, notes in body.get("policyNotes", {}).items()]
     lines += compiled.lines(compiled.missing())
     return "\n".join(lines if show == "wide" else (part for line in lines for part in folded(line)))
 
