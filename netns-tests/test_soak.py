@@ -98,6 +98,7 @@ def test_churn_is_not_noticed(request: pytest.FixtureRequest) -> None:
         assert soak.restarted == set(roles(lab))
         wait_for(lambda: not leaks(lab, soak.gone), 20)
         assert soak.gone, "no Service came and went"
+        assert soak.policies, "no policy changed"
         rest = time.monotonic() + 60  # unused connections are closed over time
         while grown := bigger(fresh, sizes(lab)):
             assert time.monotonic() < rest, f"(open files, MiB) at the beginning and at the end: {grown}"

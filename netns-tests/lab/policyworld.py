@@ -174,6 +174,7 @@ class PolicyWorld:
             lambda ipr: ipr.link("add", ifname=name, kind="veth", peer={"ifname": "eth0", "net_ns_fd": host.ns.fd})
         )
         host.ns.sysctl("net/ipv6/conf/eth0/accept_dad", "0")
+        host.ns.sysctl("net/ipv6/conf/eth0/accept_redirects", "0")  # the wiring keeps redirects from pods
 
         def up(ipr: IPRoute) -> None:
             bridge, port = ipr.link_lookup(ifname="podwire0")[0], ipr.link_lookup(ifname=name)[0]

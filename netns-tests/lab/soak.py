@@ -1,10 +1,11 @@
 """A cluster under churn, and clients that count requests and failures. `Soak(lab, seconds).run()` returns the clients
 with their counts.
 
-There are three clients: a pod on each of the first two nodes, and a host outside the cluster. The clients send without
-a pause and record the time of each failure. A TCP connection and a datagram have one try. A DNS query has one try per
-second for as long as a resolver waits (ATTEMPTS). A seed determines the order of the disturbances: kill a role or the
-API server, scale the Deployment, create and delete a Service, delete a pod, cut off the last node.
+There are four clients: a pod on each of the first two nodes, a host outside the cluster, and a pod that a NetworkPolicy
+denies (soakpolicies.py). The clients send without a pause and record the time of each failure. A TCP connection and a
+datagram have one try. A DNS query has one try per second for as long as a resolver waits (ATTEMPTS). A seed determines
+the order of the disturbances: kill a role or the API server, scale the Deployment, create and delete a Service, delete
+a pod, change policies, cut off the last node.
 
 The soak accepts a failure in two cases only. First case: the last node is cut off, the cluster has not removed its pods
 yet, and a packet that may have gone to this node timed out. A refusal or a failed name is never accepted. Second case:
@@ -43,6 +44,7 @@ from podwire.demo.lab import DemoLab, NotYet, wait_for
 from podwire_base.kernel.netns import call_in
 from podwire_controlplane.controllers.nodes import GRACE
 
+from . import soakpolicies
 from .cluster import EXAMPLES
 
 T = TypeVar("T")
@@ -193,6 +195,7 @@ class Soak:
     restarted: set[tuple[str, str]] = field(default_factory=set)
     cut_off: list[tuple[float, float]] = field(default_factory=list)  # when packets for the last node may be lost
     log: list[tuple[float, str]] = field(default_factory=list)
+    policies: int = 0  # changes of policies
     gone: list[str] = field(default_factory=list)  # ClusterIPs of Services that were deleted
 
     def clients(self) -> list[Client]:
@@ -216,8 +219,16 @@ class Soak:
         ]
         first = self.lab.config.node_names()[0]
         entry = self.lab.config.node_address(first)
+        stranger = self.lab.pods(soakpolicies.STRANGER)[0]
         return [
             *made,
+            Client(
+                "stranger",
+                stranger.netns,
+                self.lab.node_netns(stranger.node),
+                {"denied": lambda: soakpolicies.leaks(address, 80)},
+                self._about,
+            ),
             Client(
                 "outside",
                 self.lab.outside("client"),
@@ -247,8 +258,14 @@ class Soak:
             return f"nobody to ask: {err}"
         return "; ".join(rows) or "no pod has it"
 
+    def _guard(self) -> None:
+        text = soakpolicies.guard("10.244.0.0/16", self.lab.config.node_names()[0])
+        self.lab.run_tool("apply", "-f", "-", stdin=text)
+        self.lab.wait_pods(soakpolicies.STRANGER, 1)
+
     def run(self) -> list[Client]:
         """Disturb the cluster until the time is over and every role was restarted. Return the clients."""
+        self._guard()
         clients, stop = self.clients(), threading.Event()
         for client in clients:  # every node knows a ready pod a moment later
             wait_for(client.works, 30)
@@ -299,6 +316,7 @@ class Soak:
             self._service,
             lambda: self._kill_pod(rand),
             lambda: self._scale(4),
+            lambda: self._policies(rand),
         ]
         turn, cut = 0, False
         while time.monotonic() < end or self.restarted < set(victims):
@@ -343,6 +361,15 @@ class Soak:
         if pods:
             unawaited = "--wait=false" if "kubectl" in self.lab.tool_name else "--no-wait"
             self._tool("delete", "pod", rand.choice(pods).name, unawaited)
+
+    def _policies(self, rand: random.Random) -> None:
+        """Change policies without a change of what the clients may do."""
+        for _ in range(4):
+            name, text = soakpolicies.changing(self.policies, rand)
+            self.policies += 1
+            self._say(f"NetworkPolicy {name}")
+            self._tool("apply", "-f", "-", stdin=text)
+        self._tool("delete", "networkpolicy", f"more-{rand.randrange(3)}")
 
     def _service(self) -> None:
         """Create a Service, check its name and address, and delete it."""
