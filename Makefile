@@ -193,6 +193,10 @@ bench-dns: $(VENV)/.installed-dev  ## DNS beside knot and unbound; writes bench/
 bench-proxy: $(VENV)/.installed-dev  ## the Service proxy at 10k and 44k Services; writes bench/results/proxy.json
 	@$(BIN)/python bench/bench_proxy.py
 
+.PHONY: bench-policy
+bench-policy: $(VENV)/.installed-dev  ## network policies at 1,000 policies and 10,000 pods; writes bench/results/policy.json
+	@$(BIN)/python bench/bench_policy.py
+
 .PHONY: bench-api
 bench-api: $(VENV)/.installed-dev  ## the API server: creates, 64 writers, watches, lists and starts at 10k; writes bench/results/api.json
 	@$(BIN)/python bench/bench_api.py
@@ -207,7 +211,7 @@ bench-observe: $(VENV)/.installed-dev  ## what the flow log costs a connection a
 	@$(BIN)/python bench/bench_observe.py
 
 .PHONY: bench bench-report
-bench: bench-up bench-api bench-cni bench-proxy bench-dns bench-observe bench-report  ## all of them, and docs/benchmarks.md (root; about 20 minutes)
+bench: bench-up bench-api bench-cni bench-proxy bench-policy bench-dns bench-observe bench-report  ## all of them, and docs/benchmarks.md (root; about 20 minutes)
 
 bench-report: $(VENV)/.installed-dev  ## docs/benchmarks.md and its pictures from bench/results
 	@$(BIN)/python bench/report.py

@@ -24,6 +24,7 @@ TITLES = {
     "api": "API server",
     "cni": "CNI plugin",
     "proxy": "Service proxy",
+    "policy": "Network policies",
     "dns": "Cluster DNS",
     "observe": "The flow log",
 }

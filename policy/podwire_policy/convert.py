@@ -39,13 +39,19 @@ def labels_of(given: Mapping[str, str]) -> Labels:
 
 
 def trimmed(obj: Object) -> Object:
-    """Returns a Pod with the fields that `pod` reads and no others."""
+    """Returns a Pod with the fields that `pod` reads and no others. Pods with equal labels and ports share them, and
+    common texts, so nobody may change the result.
+    """
     own, spec, status = obj.get("metadata") or {}, obj.get("spec") or {}, obj.get("status") or {}
     kept = ("name", "namespace", "uid", "labels", "creationTimestamp", "deletionTimestamp", "resourceVersion")
     made: Object = {
-        "metadata": {field: own[field] for field in kept if field in own},
-        "spec": {field: spec[field] for field in ("nodeName", "hostNetwork") if field in spec},
-        "status": {field: status[field] for field in ("phase", "podIP", "podIPs") if field in status},
+        "metadata": {field: _once(own[field]) if field in _ALIKE else own[field] for field in kept if field in own},
+        "spec": {field: _once(spec[field]) for field in ("nodeName", "hostNetwork") if field in spec},
+        "status": {
+            field: _once(status[field]) if field == "phase" else status[field]
+            for field in (("phase", "podIPs") if status.get("podIPs") else ("phase", "podIP"))
+            if field in status
+        },
     }
     for kind in ("containers", "initContainers"):
         found = [
@@ -54,8 +60,20 @@ def trimmed(obj: Object) -> Object:
             if any(port.get("name") for port in one.get("ports") or ())
         ]
         if found:
-            made["spec"][kind] = found
+            made["spec"][kind] = _once(found)
     return made
+
+
+_ALIKE = ("namespace", "labels", "creationTimestamp")
+_ONCE: dict[tuple[type, str], Any] = {}  # by kind and words
+_MOST_ONCE = 1 << 14
+
+
+def _once(value: Any) -> Any:
+    """Returns an equal value that earlier pods have too, if it is still known."""
+    if len(_ONCE) > _MOST_ONCE:
+        _ONCE.clear()
+    return _ONCE.setdefault((type(value), value if isinstance(value, str) else repr(value)), value)
 
 
 def pod(obj: Object, given: tuple[str, ...] | None = None) -> Pod | None:

@@ -8,6 +8,7 @@ still has an older pod that claims it (Pod.age), so nobody is taken for the pod 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from .model import EVERYWHERE, Labels, Named, Pod, Pods, matches
@@ -101,8 +102,8 @@ class Members:
         """Returns the numbers that the port `named` has in the selected pods, in order."""
         found = {
             number
-            for one in self._classes.values()
-            if self.covers(selector, one.namespace, one.labels)
+            for one in self._within(selector)
+            if matches(selector.pods, one.labels)
             for key in one.pods
             for name, number in self.pods[key].ports
             if name == named and self.addresses(self.pods[key])
@@ -114,15 +115,26 @@ class Members:
         self._uses[selector] = self._uses.get(selector, 0) + 1
         if self._uses[selector] == 1:
             self.selected[selector] = set()
-            for one in self._classes.values():
+            for one in self._within(selector):
                 self._place(one, selector)
+
+    def _within(self, selector: Pods) -> Iterator[Class]:
+        """Yields the classes of the namespaces that the selector selects."""
+        for name, keys in self._by_namespace.items():
+            if selector.namespace is None:
+                there = self.namespaces.get(name)
+                if there is None or not matches(selector.namespaces, there):
+                    continue
+            elif selector.namespace not in (EVERYWHERE, name):
+                continue
+            yield from map(self._classes.__getitem__, keys)
 
     def drop(self, selector: Pods) -> None:
         self._uses[selector] -= 1
         if not self._uses[selector]:
             del self._uses[selector], self.selected[selector]
             self.changed.pop(selector, None)
-            for one in self._classes.values():
+            for one in self._within(selector):
                 one.held.discard(selector)
 
     def take(self) -> dict[Pods, Changed]:
