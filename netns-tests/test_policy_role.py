@@ -10,6 +10,7 @@ import os
 import re
 import select
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ from lab.policyworld import PolicyWorld, Probe
 from podwire_base.kernel import nflog, nflogsocket
 from podwire_base.kernel.netns import within
 from podwire_base.kernel.reasons import Reason
+from podwire_policy import bridged
 from podwire_policy.testing import table
 from podwire_policy.testing.rows_cluster import ALL, X_A, cluster, rule
 
@@ -35,8 +37,9 @@ CLUSTERS = "/apis/policy.networking.k8s.io/v1alpha2/clusternetworkpolicies"
 CODE = """
 import pathlib, sys
 from podwire_policy import config, main
-main.ABSENT = 0.3
-main.run(config.PolicyConfig("n1", sys.argv[1], pathlib.Path(sys.argv[2]), metrics_address="127.0.0.1:9154"))
+main.ABSENT = main.LOOK = 0.3
+settings = dict({more}metrics_address="127.0.0.1:9154")
+main.run(config.PolicyConfig("n1", sys.argv[1], pathlib.Path(sys.argv[2]), **settings))
 """
 
 
@@ -45,7 +48,8 @@ class Running:
 
     name = "policy"
 
-    def __init__(self, world: PolicyWorld, folder: Path) -> None:
+    def __init__(self, world: PolicyWorld, folder: Path, more: str = "") -> None:
+        """more: settings of the role, as keyword arguments."""
         self.world, self.ns, self.status = world, world.nodes["n1"], folder / "run" / "status" / "policy.json"
         self.undo = contextlib.ExitStack()
         self.api = self.undo.enter_context(FakeApi(self.ns))
@@ -55,7 +59,8 @@ class Running:
             for one in some.values():
                 self.api.put(path, one)
         (folder / "run").mkdir()
-        command = [sys.executable, "-c", CODE, str(self.api.kubeconfig(folder / "kubeconfig")), str(folder / "run")]
+        code = CODE.replace("{more}", f"{more}, " if more else "")
+        command = [sys.executable, "-c", code, str(self.api.kubeconfig(folder / "kubeconfig")), str(folder / "run")]
         self.process = self.ns.popen(command, stderr=subprocess.PIPE)
         self.undo.callback(self.stop)
         evidence.tells(self)
@@ -165,3 +170,80 @@ def test_what_others_do_to_the_tables_is_mended_and_told(role: Running) -> None:
 
 def test_nobody_else_can_ask_the_role(role: Running) -> None:
     assert os.stat(role.status.parents[1] / "policy.sock").st_mode & 0o777 == 0o600  # of a socket
+
+
+@pytest.fixture(scope="module")
+def beside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """The role beside another program's wiring, with traffic to the node judged."""
+    with Lab() as lab:
+        made = Running(PolicyWorld(lab), tmp_path_factory.mktemp("beside"), "own_node=True, foreign=True")
+        with made.undo:
+            made.api.put(
+                NODES, {"metadata": {"name": "n1"}, "spec": {"podCIDRs": ["10.244.0.0/24", "fd00:244:0::/64"]}}
+            )
+            yield made
+
+
+def test_frames_that_no_table_sees_are_told(beside: Running) -> None:
+    """The pods of this world are on a bridge, which is another program's for the role."""
+    names = [f"net/bridge/{name}" for name in bridged.SYSCTL.values()]
+
+    def switch(value: str) -> None:
+        for name in names:
+            beside.ns.sysctl(name, value)
+
+    def told() -> bool:
+        said = beside.said()
+        return said.get("reason") == "NotEnforced" and "pass podwire0 unjudged" in str(said["message"])
+
+    netfilter = beside.ns.call(lambda: Path(f"/proc/sys/{names[0]}").exists())
+    if netfilter:
+        switch("0")
+    wait_until(told, "the status says NOT ENFORCED", 30)
+    assert not beside.said()["ready"]
+    if netfilter:
+        switch("1")
+        wait_until(lambda: bool(beside.said()["ready"]), "the role is ready", 30)
+
+
+def test_addresses_of_the_node_that_the_role_does_not_know_are_dropped(beside: Running) -> None:
+    """A pod that the API has without its address, to one of the other node and back."""
+    key = next(key for key, pod in table.world().pods.items() if pod["spec"]["nodeName"] == "n1" and key != "x/a")
+    pod = table.world().pods[key]
+    other = next(one for one, found in table.world().pods.items() if found["spec"]["nodeName"] == "n2")
+    inside = table.address(key, "ip").startswith("10.244.0.")
+    assert inside, "the podCIDR of n1 has it"
+    beside.reach(other, True, "the pod is known", key)
+    beside.api.put(PODS, {**pod, "status": {"phase": "Pending"}})
+    beside.reach(other, False, "the pod has no address that the API knows", key)
+    beside.reach(key, False, "so it is with what it sends", other)
+    beside.api.put(PODS, pod)
+    beside.reach(other, True, "known again", key)
+
+
+def test_a_pods_traffic_to_its_own_node_is_judged(beside: Running) -> None:
+    key = "x/a"
+    host = beside.world.by_address[table.address(key, "ip")]
+    node = table.world().pods[key]["spec"]["nodeName"]
+    assert node == "n1"
+    listener = beside.ns.call(lambda: socket.create_server(("", 8200)))
+    beside.undo.callback(listener.close)
+
+    def passes(address: str) -> bool:
+        def work() -> bool:
+            with socket.socket() as sock:
+                sock.settimeout(0.5)
+                return sock.connect_ex((address, 8200)) == 0
+
+        return host.ns.call(work)
+
+    gateway = "198.18.0.1"
+    assert passes(gateway)
+    deny = {**table.on(table.has(pod="a"), policyTypes=["Egress"]), "kind": "NetworkPolicy"}
+    beside.api.put(POLICIES, deny)
+    wait_until(lambda: not passes(gateway), "denied", 20)
+    beside.api.put(
+        POLICIES, {**deny, "spec": {**deny["spec"], "egress": [{"to": [{"ipBlock": {"cidr": f"{gateway}/32"}}]}]}}
+    )
+    wait_until(lambda: passes(gateway), "an ipBlock names the node", 20)
+    beside.api.delete(POLICIES, "p", "x")

@@ -23,15 +23,15 @@ LINGER_SECONDS = 15.0  # for which names are answered without an agent, as when 
 class AgentConfig:
     """The settings of one node. pods: also run the node agent that makes pods (off if a kubelet does).
 
-    roles: a selection of "wiring", "proxy", "dns" (feeder and server) and "lb". log_files: write each role's log to
-    <run_dir>/log; otherwise all logs go to stderr, for journald or the container's log. uplink: "" selects the link
-    that has `address`, or else the link of the default route. conf_dir: the directory in which container runtimes look
-    for the conflist. corefile, proxy_config: a CoreDNS Corefile and a KubeProxyConfiguration with settings. sets:
-    values for single fields of the roles' Configs (settings.py); they override all other settings. no_pods: network
-    namespaces that are no pod's: the machine's, and those of other nodes; a directory stands for its files.
-    more_addresses: further InternalIPs of the node (with pods). left: roles that another agent of the node runs, with
-    another run_dir. pod_name: the name of the agent's own pod. cri_data:
-    the node's directory on disk, where containerd runs the pods; None: the netns runtime. cri_cgroup: of these pods.
+    roles: a selection of "policy" (always there with pods), "wiring", "proxy", "dns" (feeder and server) and "lb".
+    log_files: write each role's log to <run_dir>/log; otherwise all logs go to stderr, for journald or the container's
+    log. uplink: "" selects the link that has `address`, or else the link of the default route. conf_dir: the directory
+    in which container runtimes look for the conflist. corefile, proxy_config: a CoreDNS Corefile and a
+    KubeProxyConfiguration with settings. sets: values for single fields of the roles' Configs (settings.py); they
+    override all other settings. no_pods: network namespaces that are no pod's: the machine's, and those of other nodes;
+    a directory stands for its files. more_addresses: further InternalIPs of the node (with pods). left: roles that
+    another agent of the node runs, with another run_dir. pod_name: the name of the agent's own pod. cri_data: the
+    node's directory on disk, where containerd runs the pods; None: the netns runtime. cri_cgroup: of these pods.
     """
 
     node_name: str
@@ -188,7 +188,10 @@ def _dns_server(config: AgentConfig) -> None:
 def policy_config(config: AgentConfig) -> object:
     from podwire_policy.config import PolicyConfig
 
-    return override(PolicyConfig(config.node_name, config.kubeconfig, config.run_dir), "policy", config.sets)
+    made = PolicyConfig(
+        config.node_name, config.kubeconfig, config.run_dir, foreign="wiring" not in (*config.roles, *config.left)
+    )
+    return override(made, "policy", config.sets)
 
 
 def _policy(config: AgentConfig) -> None:
@@ -279,6 +282,7 @@ def _status(config: AgentConfig) -> None:
 
 # role, the name of its process, its work; in the order in which they start
 _TABLE: tuple[tuple[str, str, Callable[[AgentConfig], None]], ...] = (
+    ("policy", "policy", _policy),  # before wiring, whose ADDs ask it
     ("wiring", "wiring", _wiring),
     ("proxy", "proxy", _proxy),
     ("dns", "dns-feeder", _dns_feeder),
@@ -289,9 +293,9 @@ _TABLE: tuple[tuple[str, str, Callable[[AgentConfig], None]], ...] = (
 
 def roles(config: AgentConfig) -> list[Role]:
     """Return the node's roles, in the order in which they start."""
-    rows = [(name, work) for role, name, work in _TABLE if role in config.roles]
+    chosen = {*config.roles, *(["policy"] if config.pods else [])}
+    rows = [(name, work) for role, name, work in _TABLE if role in chosen]
     if config.pods:
-        rows.insert(0, ("policy", _policy))  # before wiring, whose ADDs ask it
         if _observes(config):
             rows.append(("observe", _observe))
         rows.append(("node", _node))  # it publishes the state of the roles as conditions of its Node
@@ -329,9 +333,10 @@ def check(config: AgentConfig) -> None:
         check_proxy(made)
     if "lb" in config.roles:
         lb_config(config)
+    if config.pods or "policy" in config.roles:
+        policy_config(config)
     if config.pods:
         observe_config(config)
-        policy_config(config)
     if "dns" in config.roles:
         dns = dns_config(config)
         assert isinstance(dns, DnsConfig)

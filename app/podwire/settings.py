@@ -17,8 +17,9 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 PREFIX = "PODWIRE_"
-ROLES = ("wiring", "proxy", "dns", "lb")
-SETTABLE = (*ROLES, "observe", "policy")  # whose fields `set` may set
+ROLES = ("wiring", "proxy", "dns", "lb")  # that run where none is named
+CHOICES = ("policy", *ROLES)
+SETTABLE = (*CHOICES, "observe")  # whose fields `set` may set
 JOINED = "podwire.io/joined"  # the mark in kubeconfigs of `podwire join`: the agent renews their certificates
 _WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
@@ -89,15 +90,15 @@ def override(config: T, role: str, sets: Iterable[tuple[str, str, str]]) -> T:
 
 
 def chosen(roles: Iterable[str]) -> tuple[str, ...]:
-    """Return the chosen roles without duplicates, in the order of ROLES. Raises BadSetting for an unknown role or no
+    """Return the chosen roles without duplicates, in the order of CHOICES. Raises BadSetting for an unknown role or no
     role.
     """
     wanted = set(roles)
-    if strange := wanted - set(ROLES):
-        raise BadSetting(f"role: {', '.join(sorted(strange))}: must be of {', '.join(ROLES)}")
+    if strange := wanted - set(CHOICES):
+        raise BadSetting(f"role: {', '.join(sorted(strange))}: must be of {', '.join(CHOICES)}")
     if not wanted:
-        raise BadSetting(f"role: no role is chosen; choose from {', '.join(ROLES)}")
-    return tuple(role for role in ROLES if role in wanted)
+        raise BadSetting(f"role: no role is chosen; choose from {', '.join(CHOICES)}")
+    return tuple(role for role in CHOICES if role in wanted)
 
 
 def nameservers(resolv_conf: str, own: Iterable[str]) -> tuple[str, ...]:

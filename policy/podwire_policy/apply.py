@@ -24,12 +24,14 @@ log = logs.get("policy")
 class Tables:
     """Both tables, through one connection. After an OSError only `full` helps."""
 
-    def __init__(self, ns_fd: int | None = None) -> None:
+    def __init__(self, ns_fd: int | None = None, *, own_node: bool = False) -> None:
+        """own_node: what pods send to their own node is judged too."""
         self._ns_fd = ns_fd
         if problem := logging.problem(f"{layout.TABLE_NAME}-try", ns_fd):
             log.warn("dropped packets are not logged", error=problem)
         self._conn = nft_socket.Connection(ns_fd)
-        self._planners: dict[Family, Planner] = {family: Planner(family, not problem) for family in FAMILIES}
+        fixed = layout.Fixed(not problem, own_node)
+        self._planners: dict[Family, Planner] = {family: Planner(family, fixed) for family in FAMILIES}
         self._commits = 0
 
     def close(self) -> None:
@@ -41,6 +43,16 @@ class Tables:
             self.commit(planner.full(compiled, self._conn.dump(layout.table(family))))
             for family, planner in self._planners.items()
         )
+
+    def close_ranges(self, ranges: tuple[str, ...]) -> bool:
+        """Drops addresses in these CIDRs that nobody has judged, from the next `full` on. Returns whether that is
+        news.
+        """
+        news = False
+        for planner in self._planners.values():
+            news |= planner.fixed.ranges != ranges
+            planner.fixed = planner.fixed._replace(ranges=ranges)
+        return news
 
     def change(self, compiled: Compiled, delta: Delta) -> int:
         """Writes what a change touched. Returns the number of operations. Raises OSError."""

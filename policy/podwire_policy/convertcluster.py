@@ -89,7 +89,22 @@ def trimmed_node(obj: Object) -> Object:
     own = obj.get("metadata") or {}
     kept = ("name", "labels", "resourceVersion")
     addresses = (obj.get("status") or {}).get("addresses") or []
-    return {"metadata": {field: own[field] for field in kept if field in own}, "status": {"addresses": addresses}}
+    return {
+        "metadata": {field: own[field] for field in kept if field in own},
+        "spec": {"podCIDRs": pod_cidrs(obj)},
+        "status": {"addresses": addresses},
+    }
+
+
+def pod_cidrs(obj: Object) -> tuple[str, ...]:
+    """Returns the podCIDRs of a Node in canonical form, without those that are none."""
+    spec, found = obj.get("spec") or {}, list[str]()
+    for text in spec.get("podCIDRs") or [spec.get("podCIDR")]:
+        try:
+            found.append(str(ip_network(text or "", strict=False)))
+        except ValueError:
+            continue
+    return tuple(found)
 
 
 def _only(given: Any, where: str) -> tuple[str, Any]:

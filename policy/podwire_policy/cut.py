@@ -49,13 +49,20 @@ def packet(flow: Flow) -> Packet:
     return Packet(flow.original.source, flow.reply.source, flow.protocol, flow.reply.source_port)
 
 
-def forbidden(compiled: Compiled, flows: Iterable[Flow], own: Set[str]) -> list[Flow]:
-    """Returns the flows that the policies forbid now. own: addresses of the node, whose packets nobody judges."""
+def forbidden(compiled: Compiled, flows: Iterable[Flow], own: Set[str], own_node: bool = False) -> list[Flow]:
+    """Returns the flows that the policies forbid now. own: addresses of the node, whose packets nobody judges.
+    own_node: packets to the node are judged.
+    """
     found = []
     for flow in flows:
         ends = flow.original.source, flow.reply.source
         local = ends[0] in compiled.addresses or ends[1] in compiled.addresses
-        if local and not own & set(ends) and not flow.over and not decide(compiled, packet(flow)).allowed:
+        if (
+            local
+            and not own & set(ends[: 1 if own_node else 2])
+            and not flow.over
+            and not decide(compiled, packet(flow)).allowed
+        ):
             found.append(flow)
     return found
 

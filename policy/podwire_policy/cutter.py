@@ -27,9 +27,11 @@ IPV6_HDRINCL = 36  # linux/in6.h
 class Cutter:
     """Ends flows in one network namespace. One call at a time."""
 
-    def __init__(self, commit: Callable[[nft.Transaction], object], ns_fd: int | None = None) -> None:
-        """commit: commits a change of the tables; raises OSError."""
-        self._commit, self._ns_fd = commit, ns_fd
+    def __init__(
+        self, commit: Callable[[nft.Transaction], object], ns_fd: int | None = None, *, own_node: bool = False
+    ) -> None:
+        """commit: commits a change of the tables; raises OSError. own_node: packets of pods to their node count."""
+        self._commit, self._ns_fd, self._own_node = commit, ns_fd, own_node
         self._held = cut.Held()
         self.ended = 0  # flows, since the role began
 
@@ -62,7 +64,7 @@ class Cutter:
     def end(self, compiled: Compiled, flows: list[Flow]) -> list[Flow]:
         """Ends those of the flows that are forbidden. Returns them. Raises OSError."""
         own = {str(ip) for ip in within(self._ns_fd, local_addresses)}
-        found = list(dict.fromkeys(cut.forbidden(compiled, flows, own)))
+        found = list(dict.fromkeys(cut.forbidden(compiled, flows, own, self._own_node)))
         if not found:
             return []
         tx = nft.Transaction()

@@ -25,7 +25,7 @@ from podwire_base.role.run import main, stop_event, until_stopped
 from podwire_base.role.status import RoleStatus
 from podwire_base.role.upkeep import Mendings, Upkeep
 
-from . import apply, convert, convertcluster, counted, cut
+from . import apply, bridged, convert, convertcluster, counted, cut
 from .claims import Claims
 from .compiled import Delta
 from .compiler import Compiler
@@ -43,6 +43,7 @@ POLICIES = "/apis/networking.k8s.io/v1/networkpolicies"
 CLUSTER_POLICIES = "/apis/policy.networking.k8s.io/v1alpha2/clusternetworkpolicies"
 ABSENT = 30.0  # seconds until it is looked again whether the API has ClusterNetworkPolicies
 TOLD = 5  # ended flows that one line of the log names
+LOOK = 10.0  # seconds between two looks at bridges of another program
 RETRY = 1.0  # seconds until everything is compared again after a failure
 
 
@@ -62,7 +63,8 @@ class Role:
         self._failed = ""
         self.mendings = Mendings(log, "policy", config.node_name)
         self.upkeep = Upkeep([tables.counts()], self._mend)
-        self.cutter = Cutter(tables.commit)
+        self.cutter = Cutter(tables.commit, own_node=config.own_node)
+        self._passing: list[str] = []  # what passes the tables by
         self._touched: set[str] | None = None  # addresses whose flows are to be judged again; None: all
         self._cut_woken = asyncio.Event()
         self._foreign, self._telling = False, set[asyncio.Task[None]]()
@@ -103,6 +105,9 @@ class Role:
             log.warn("a Node cannot be read, it is nobody's peer", node=event.key, problem=str(err))
             node = None
         self.compiler.machine(event.key, node)
+        if event.key == self.config.node_name and self.config.foreign and self.config.drop_unknown:
+            gone = event.type == "DELETED"
+            self._full |= self.tables.close_ranges(() if gone else convertcluster.pod_cidrs(event.object))
         self._changed()
 
     def _on_policy(self, event: Event) -> None:
@@ -256,6 +261,10 @@ class Role:
         if self._failed:
             self.status.update(ready=False, message=self._failed, reason="SyncFailed", **figures)
             return
+        if self._passing:
+            words = f"NOT ENFORCED between pods of this node: {'; '.join(self._passing)}"
+            self.status.update(ready=False, message=words, reason="NotEnforced", **figures)
+            return
         bad = sorted(key for key, problems in self._problems.items() if problems)
         clusters = sum(policy.tier != "namespaces" for policy in self.compiler.policies.values())
         more = f", {clusters} ClusterNetworkPolicies" if clusters else ""
@@ -306,6 +315,21 @@ class Role:
         while not self.sync():
             await asyncio.sleep(RETRY / 10)
 
+    async def _bridges(self) -> None:
+        """Looks whether a bridge of the program that wires the pods carries frames past the tables, for ever."""
+        while True:
+            judged = sorted(self.compiler.compiled.addresses)
+            try:
+                found = await asyncio.to_thread(bridged.passing, judged)
+            except OSError as err:
+                found = [f"bridges cannot be looked at: {err}"]
+            if found != self._passing:
+                self._passing = found
+                for words in found:
+                    log.error("policies are NOT ENFORCED between pods of this node", cause=words)
+                self._report()
+            await asyncio.sleep(LOOK)
+
     async def _cluster_policies(self, api: ApiClient) -> None:
         """Follows ClusterNetworkPolicies, for ever. Most clusters do not have the kind, or get it later."""
         found = Informer(api, CLUSTER_POLICIES, on_event=self._on_cluster_policy, on_synced=self._looked.set)
@@ -344,6 +368,8 @@ class Role:
             await self._looked.wait()
             group.create_task(self._loop())
             group.create_task(self._cut())
+            if self.config.foreign:
+                group.create_task(self._bridges())
             group.create_task(self.upkeep.run(self.watches))
 
 
@@ -355,7 +381,7 @@ async def _send(api: ApiClient, event: meta.Object) -> None:
 
 
 async def _main(config: PolicyConfig) -> None:
-    stop, tables = stop_event(), apply.Tables()
+    stop, tables = stop_event(), apply.Tables(own_node=config.own_node)
     role = Role(config, tables)
     server = accept.streams(unixsocket.listen(config.run_dir / SOCKET), role.answer)
     async with contextlib.AsyncExitStack() as stack:

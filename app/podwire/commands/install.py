@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from ..deploy import apply, plan
-from ..settings import PREFIX, ROLES
+from ..settings import CHOICES, PREFIX
 from .common import Failed
 
 root_option = click.option(
@@ -102,7 +102,9 @@ def refused(settings: Mapping[str, str]) -> str:
 @click.option("--kubeconfig", help="For the agent; /etc/kubernetes/kubelet.conf with the rights of docs/migration.md.")
 @click.option("--address", help="This node's InternalIP.")
 @click.option("--node-name", help="Name of this node's Node object; default: the host's name.")
-@click.option("--role", "roles", multiple=True, type=click.Choice(ROLES), help="Roles of the agent; default: all.")
+@click.option(
+    "--role", "roles", multiple=True, type=click.Choice(CHOICES), help="Roles of the agent; default: all but policy."
+)
 @click.option("--pods", is_flag=True, help="The agent also runs pods (for a cluster without kubelets).")
 @click.option(
     "--setting",

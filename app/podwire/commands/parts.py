@@ -62,7 +62,9 @@ def setting(flag: str, *names: str, **more: Any) -> Callable[[Callable[..., Any]
     show_default=True,
     help="For leases, sockets, states and logs.",
 )
-@setting("--role", "role", multiple=True, default=ROLES, show_default=True, help="What to run; repeatable.")
+@setting(
+    "--role", "role", multiple=True, default=ROLES, show_default=True, help="What to run, also policy; repeatable."
+)
 @setting("--leave-role", multiple=True, help="Of --role: what another agent of this node runs, with another --run-dir.")
 @setting(
     "--cluster-cidr", multiple=True, default=("10.244.0.0/16",), show_default=True, help="Pod addresses; repeatable."

@@ -56,6 +56,7 @@ def test_all_of_them_are_looked_at() -> None:
         "deploy/overlays/load-balancer",
         "deploy/overlays/load-balancer-only",
         "deploy/overlays/ebpf",
+        "deploy/overlays/policy-only",
     } <= set(NAMES)
 
 

@@ -25,7 +25,7 @@ import hashlib
 import ipaddress
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from podwire_base.kernel import nflog
 from podwire_base.kernel.ip import Family, packed
@@ -49,11 +49,23 @@ LOGGED = 100  # packets of one rule that are logged each second, and at once
 CUT = "cut"
 CUT_SECONDS = 120  # for which the packets of a flow that a change ended are refused, also if the server speaks next
 BASE_CHAINS = ("forward", "before-services")  # whose rules count packets
+ON_NODE = "input"  # the chain that judges what pods send to their own node, where that is asked for
 FIXED_SETS = ("self", "judged", "pods-out", "pods-in")
 _SADDR = {"ip": (12, 4), "ip6": (8, 16)}
 _ROOM = 64  # bytes of a comment for the names of policies
 _DADDR = {"ip": (16, 4), "ip6": (24, 16)}
 _TYPE = {"ip": "ipv4_addr", "ip6": "ipv6_addr"}
+
+
+class Fixed(NamedTuple):
+    """What the rules depend on beside policies. logs: packets that are dropped are logged. own_node: what pods send to
+    their own node is judged too. ranges: CIDRs in which an address that nobody has judged is dropped, on a node whose
+    pods another program wires.
+    """
+
+    logs: bool = True
+    own_node: bool = False
+    ranges: tuple[str, ...] = ()
 
 
 @functools.lru_cache(maxsize=1 << 16)
@@ -115,17 +127,29 @@ def _cuts(family: Family) -> list[tuple[str, tuple[Expr, ...]]]:
     ]
 
 
-def cutting(family: Family) -> list[tuple[nft.Chain, list[nft.Rule]]]:
-    """Returns the chains beside `base` that end flows. The role itself sends segments to which both ends answer
-    (cut.py); conntrack must not take them for a flow.
+def beside(family: Family, fixed: Fixed) -> list[tuple[nft.Chain, list[nft.Rule]]]:
+    """Returns the chains beside `base`: those that end flows, and one for packets to the node itself if they are
+    judged. The role itself sends segments to which both ends answer (cut.py); conntrack must not take them for a flow.
     """
     before = nft.Chain(table(family), "before-services", hook="prerouting", type="nat", priority=BEFORE_SERVICES)
     sent = nft.Chain(table(family), "provoking", hook="output", priority=RAW)
     provoked = "what the role sends to both ends of a flow that it ends"
-    return [
+    found = [
         (before, [nft.Rule(before, exprs, comment) for comment, exprs in _cuts(family)]),
         (sent, [nft.Rule(sent, (*_is_cut(family), nft.Notrack()), provoked)]),
     ]
+    if fixed.own_node:
+        into = nft.Chain(table(family), ON_NODE, hook="input", priority=PRIORITY)
+        known, egress = _established(), (_address(family, "ingress"), nft.Lookup("pods-out", dreg=0))
+        rules = [known, *_cuts(family), ("egress of a pod to its node", egress)]
+        found.append((into, [nft.Rule(into, exprs, comment) for comment, exprs in rules]))
+    return found
+
+
+def _established() -> tuple[str, tuple[Expr, ...]]:
+    zero = nft.host32(0)
+    known = nft.Bitwise(nft.host32(CT_ESTABLISHED | CT_RELATED), zero), nft.Cmp(zero, "!=")
+    return "a flow that was judged", (nft.Ct("state"), *known, nft.accept())
 
 
 def fixed_set(family: Family, name: str) -> nft.Set:
@@ -147,21 +171,13 @@ def logging(reason: Reason, words: str, logs: bool) -> list[tuple[Expr, ...]]:
     return [(nft.Limit(LOGGED, LOGGED), nft.Log(nflog.GROUP, nflog.prefix(reason, words), nflog.LENGTH))] * logs
 
 
-def base(family: Family, logs: bool) -> tuple[nft.Chain, list[nft.Rule]]:
-    """Returns the base chain with its rules. logs: packets that are dropped are logged."""
+def base(family: Family, fixed: Fixed) -> tuple[nft.Chain, list[nft.Rule]]:
+    """Returns the base chain with its rules."""
     chain = nft.Chain(table(family), "forward", hook="forward", priority=PRIORITY)
     rules: list[tuple[str, tuple[Expr, ...]]] = [
-        (
-            "a flow that was judged",
-            (
-                nft.Ct("state"),
-                nft.Bitwise(nft.host32(CT_ESTABLISHED | CT_RELATED), nft.host32(0)),
-                nft.Cmp(nft.host32(0), "!="),
-                nft.accept(),
-            ),
-        ),
+        _established(),
         *_cuts(family),
-        *(rule for side in _SIDES for rule in _unjudged(family, *side, logs)),
+        *(rule for side in _SIDES for rule in _unjudged(family, *side, fixed)),
         ("egress of a pod", (_address(family, "ingress"), nft.Lookup("pods-out", dreg=0))),
         ("ingress of a pod", (_address(family, "egress"), nft.Lookup("pods-in", dreg=0))),
     ]
@@ -169,12 +185,20 @@ def base(family: Family, logs: bool) -> tuple[nft.Chain, list[nft.Rule]]:
 
 
 def _unjudged(
-    family: Family, side: str, device: Literal["iifname", "oifname"], direction: Direction, logs: bool
+    family: Family, side: str, device: Literal["iifname", "oifname"], direction: Direction, fixed: Fixed
 ) -> Iterator[tuple[str, tuple[Expr, ...]]]:
-    words = f"{side} a pod that nobody has judged yet"
-    found = nft.Meta(device), nft.Cmp(BRIDGE), _address(family, direction), nft.Lookup("judged", invert=True)
-    yield from ((f"logged: {words}", (*found, *end)) for end in logging(Reason.POLICY, words, logs))
-    yield carrying(words, Reason.POLICY), (*found, nft.Counter(), nft.drop())
+    here: list[tuple[str, tuple[Expr, ...]]] = [("", (nft.Meta(device), nft.Cmp(BRIDGE), _address(family, direction)))]
+    for cidr in fixed.ranges:
+        if of(family, cidr):
+            net = ipaddress.ip_network(cidr)
+            masked = nft.Bitwise(net.netmask.packed, bytes(len(net.netmask.packed)), dreg=R0 + 4)
+            within = nft.Cmp(net.network_address.packed, sreg=R0 + 4)
+            here.append((f" of {cidr}", (_address(family, direction), masked, within)))
+    for where, match in here:
+        words = f"{side} a pod{where} that nobody has judged yet"
+        found = (*match, nft.Lookup("judged", invert=True))
+        yield from ((f"logged: {words}", (*found, *end)) for end in logging(Reason.POLICY, words, fixed.logs))
+        yield carrying(words, Reason.POLICY), (*found, nft.Counter(), nft.drop())
 
 
 def _address(family: Family, direction: Direction, dreg: int = R0) -> nft.Payload:
@@ -183,9 +207,9 @@ def _address(family: Family, direction: Direction, dreg: int = R0) -> nft.Payloa
     return nft.Payload("network", at, size, dreg=dreg)
 
 
-def mark(family: Family, logs: bool) -> nft.Chain:
+def mark(family: Family, fixed: Fixed) -> nft.Chain:
     """An empty chain whose name says the layout and a digest of the fixed rules."""
-    rules = [rule for _, some in (base(family, logs), *cutting(family)) for rule in some]
+    rules = [rule for _, some in (base(family, fixed), *beside(family, fixed)) for rule in some]
     told = [(rule.comment, b"".join(e.encode() for e in rule.exprs)) for rule in rules]
     return nft.Chain(table(family), f"layout-{LAYOUT}-{digest(repr(told))}")
 

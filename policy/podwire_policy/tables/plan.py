@@ -26,7 +26,7 @@ class Planner:
     """
 
     family: Family
-    logs: bool = True  # packets that are dropped are logged
+    fixed: layout.Fixed = field(default_factory=layout.Fixed)
     _groups: set[Group] = field(default_factory=set)
     _cells: Counter[Cell] = field(default_factory=Counter)
     _blocks: Counter[Block] = field(default_factory=Counter)
@@ -43,11 +43,11 @@ class Planner:
 
     def _whole(self, compiled: Compiled) -> nft.Transaction:
         family = self.family
-        chain, rules = layout.base(family, self.logs)
+        chain, rules = layout.base(family, self.fixed)
         tx = nft.Transaction().add(layout.table(family), layout.cut_set(family))
         tx.add(*(layout.fixed_set(family, name) for name in layout.FIXED_SETS), chain, *rules)
-        tx.add(layout.mark(family, self.logs))
-        for more, those in layout.cutting(family):
+        tx.add(layout.mark(family, self.fixed))
+        for more, those in layout.beside(family, self.fixed):
             tx.add(more, *those)
         every = Delta(set(compiled.addresses), {}, compiled.groups(), set(), set(compiled.selected), set())
         return self._change(compiled, every, tx)
@@ -91,7 +91,7 @@ class Planner:
     def _add(self, tx: nft.Transaction, delta: Delta, cells: list[Cell], blocks: list[Block]) -> None:
         for block in blocks:
             tx.add(layout.peer_set(self.family, block), layout.block_elements(self.family, block))
-        made = [layout.cell_rules(self.family, cell, self.logs) for cell in cells]
+        made = [layout.cell_rules(self.family, cell, self.fixed.logs) for cell in cells]
         tx.add(*(chain for chain, _ in made), *(rule for _, rules in made for rule in rules))  # they lead to each other
         for group in sorted(delta.groups_came, key=layout.group_chain):
             chain, rules = layout.group_rules(self.family, group)

@@ -123,6 +123,12 @@ def learns_link_local(link: bytes) -> bool:
     return options is not None and not _number(options[:4]) & NO_LL_LEARN
 
 
+def kind_of(link: bytes) -> str:
+    """Returns the kind of the link in an RTM_NEWLINK body, as "bridge"; "" for one without a kind."""
+    info = parse(parse(link[16:]).get(IFLA_LINKINFO, b""))
+    return info.get(IFLA_INFO_KIND, b"").rstrip(b"\0").decode()
+
+
 def is_marked(link: bytes, group: int) -> bool:
     """Whether the link of an RTM_NEWLINK body is a member of the group and answers no ARP (see `link_up`)."""
     flags = struct.unpack_from("=I", link, 8)[0]
