@@ -178,6 +178,50 @@ def test_a_pod_has_its_files_variables_network_and_user(world: World) -> None:
     assert told.split() == ["init", "7"], "the Service leads to the other container of the pod"
 
 
+def test_sidecars_run_beside_the_others_and_end_last(world: World) -> None:
+    """Each waits for its predecessor to have started; the pod's own container ends the pod (KEP-753)."""
+    mounts = [{"name": "e", "mountPath": "/e"}]
+    beside = "trap '{}; exit 0' TERM; test -e /e/{} && echo up > /e/{}; sleep 600 & wait"
+
+    def sidecar(own: str, end: str, before: str) -> Object:
+        probe = {"exec": {"command": ["test", "-e", f"/e/{own}"]}, "periodSeconds": 1}
+        args = [beside.format(end, before, own)]
+        return {"name": own, "image": BOX, "args": args, "restartPolicy": "Always", "startupProbe": probe,
+                "volumeMounts": mounts}  # fmt: skip
+
+    init = [
+        {"name": "i", "image": BOX, "args": ["echo > /e/i"], "volumeMounts": mounts},
+        sidecar("s1", "cat /e/ends", "i"),
+        sidecar("s2", "echo s2 > /e/ends", "s1"),
+    ]
+    main = {"name": "c", "image": BOX, "args": ["cat /e/s2; sleep 3; test ! -e /e/ends && echo alone"]}
+    world.pod(
+        "beside",
+        {},
+        initContainers=init,
+        containers=[{**main, "volumeMounts": mounts}],
+        volumes=[{"name": "e", "emptyDir": {}}],
+        terminationGracePeriodSeconds=20,
+    )
+    assert world.wait("beside", "runs", lambda row: "running" in row["state"])["ready"] is True
+    rows = {row["name"]: row for row in world.lab.get("Pod", "beside")["status"]["initContainerStatuses"]}
+    assert {own: row["state"].keys() for own, row in rows.items()} == {
+        "i": {"terminated"},
+        "s1": {"running"},
+        "s2": {"running"},
+    }
+
+    def over() -> bool:
+        """beside: the pod has succeeded."""
+        return bool(world.lab.get("Pod", "beside")["status"]["phase"] == "Succeeded")
+
+    wait_for(over, 40)
+    assert world.log("beside") == ["up", "alone"]
+    assert world.log("beside", "s1") == ["s2"], "the last one stops first"
+    for row in world.lab.get("Pod", "beside")["status"]["initContainerStatuses"]:
+        assert (row["state"]["terminated"]["exitCode"], row["restartCount"]) == (0, 0), row["name"]
+
+
 def test_why_a_container_waits(world: World) -> None:
     """One row for each reason, as the kubelet has them. 127.0.0.1:1 is a registry that nobody serves."""
     away = "127.0.0.1:1/x:1"

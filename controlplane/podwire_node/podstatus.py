@@ -36,6 +36,7 @@ class ContainerState:
     image_id: str = ""
     exit_reason: str = ""  # the runtime's, such as OOMKilled
     exit_message: str = ""
+    sidecar: bool = False  # an init container that runs beside the others
 
     @property
     def running(self) -> bool:
@@ -97,7 +98,8 @@ def was(field: str, pod: Object, c: ContainerState) -> bool:
     restarted node agent keeps the readiness until the first result of the probe, so that the pod stays in its Services
     (KEP-4781).
     """
-    rows = pod.get("status", {}).get("containerStatuses") or []
+    status = pod.get("status", {})
+    rows = [*(status.get("containerStatuses") or []), *(status.get("initContainerStatuses") or [])]
     run = (f"{c.scheme}://{c.id}", c.restarts)
     return any((row.get("containerID"), row.get("restartCount")) == run and bool(row.get(field)) for row in rows)
 
@@ -115,6 +117,11 @@ def phase(policy: str, states: list[ContainerState]) -> str:
     if any(c.running or c.restarts or c.exit_code is not None for c in states):
         return "Running"
     return "Pending"
+
+
+def failed(init: Iterable[ContainerState]) -> bool:
+    """Whether an init container has failed. Where nothing is restarted, its pod has failed with it."""
+    return any(not c.sidecar and not c.running and not c.waiting and c.exit_code for c in init)
 
 
 def conditions(pod: Object, wanted: Mapping[str, tuple[bool, str, str]], now: float) -> list[Object]:
@@ -169,9 +176,15 @@ def pod_status(
 ) -> Object:
     """Return the pod's whole status. problem: the reason why the sandbox does not exist, "" if the sandbox exists."""
     policy = pod["spec"].get("restartPolicy", "Always")
-    ready = bool(states) and all(c.ready for c in states)
-    done = all(not c.running and not c.waiting and c.exit_code == 0 for c in init)
-    unready = ", ".join(c.name for c in states if not c.ready)
+    beside = [c for c in init if c.sidecar]
+    ready = bool(states) and all(c.ready for c in [*states, *beside])
+    ended = [not c.running and not c.waiting and c.exit_code == 0 for c in init]
+    went = all(e or (c.sidecar and c.running and c.started) for c, e in zip(init, ended, strict=True))
+    done = went or any(c.last_started for c in states)
+    unready = ", ".join(c.name for c in [*beside, *states] if not c.ready)
+    now_is = "Failed" if policy == "Never" and failed(init) else phase(policy, states)
+    if now_is in ("Succeeded", "Failed") and any(c.running for c in beside):
+        now_is = "Running"  # until its sidecars have stopped
     gates = [g["conditionType"] for g in pod["spec"].get("readinessGates") or []]
     closed = [g for g in gates if condition(pod, g).get("status") != "True"]
     why = (
@@ -182,7 +195,7 @@ def pod_status(
         else ("", "")
     )
     status: Object = {
-        "phase": phase(policy, states),
+        "phase": now_is,
         "hostIP": host,
         "hostIPs": [{"ip": host}],
         "startTime": pod.get("status", {}).get("startTime") or timestamp(now),
@@ -200,10 +213,9 @@ def pod_status(
         ),
     }
     if init:
-        ended = [c.exit_code == 0 and not c.running and not c.waiting for c in init]
         rows = [container_status(c) for c in init]
         status["initContainerStatuses"] = [
-            {**row, "ready": row["ready"] or e} for row, e in zip(rows, ended, strict=True)
+            {**row, "ready": row["ready"] or (e and not c.sidecar)} for c, row, e in zip(init, rows, ended, strict=True)
         ]
     if addresses:
         status |= {"podIP": addresses[0], "podIPs": [{"ip": a} for a in addresses]}

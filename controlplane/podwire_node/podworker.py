@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import time
 from collections.abc import Awaitable, Callable
@@ -16,14 +15,15 @@ from podwire_base.kube.errors import ApiError
 from podwire_base.kube.meta import Object, deleting, key, name, namespace, uid
 from podwire_base.role import logs
 
-from . import environment, podspec, probes, termination, volumefiles, volumes
+from . import environment, podspec, podstop, sidecars, termination, volumefiles, volumes
 from .apiaccess import ApiAccess
 from .cni_runtime import CniFailed, CniRuntime
 from .environment import Room
 from .launch import Bind, Launch
 from .netnspods import NetnsSandbox
+from .podhealth import Health
 from .podspec import NodeDns, Refused
-from .podstatus import ContainerState, backoff, pod_status, restart_wanted, terminated, was
+from .podstatus import ContainerState, backoff, pod_status, restart_wanted, terminated
 from .projected import MISSING
 from .runtime import Container, Process, RuntimeFailed
 
@@ -70,16 +70,30 @@ class PodWorker:
         self.problem = ""
         self._wake = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._probes: dict[str, list[asyncio.Task[None]]] = {}
+        self.health = Health(
+            self.sandbox,
+            self._background,
+            self._wake.set,
+            lambda kind, reason, message: host.event(self.pod, kind, reason, message),
+            lambda: self.addresses[0] if self.addresses else "",
+        )
         self._sent: Object = {}
         self._news = asyncio.Event()
         spec = pod["spec"]
         self.init = [
-            ContainerState(c["name"], c["image"], waiting="PodInitializing", scheme=self.sandbox.kind)
+            ContainerState(
+                c["name"],
+                c["image"],
+                waiting="PodInitializing",
+                scheme=self.sandbox.kind,
+                sidecar=sidecars.is_sidecar(c),
+            )
             for c in spec.get("initContainers") or []
         ]
         self.states = [ContainerState(c["name"], c["image"], scheme=self.sandbox.kind) for c in spec["containers"]]
         self._due: dict[str, float] = {}
+        self._initialized = False
+        self._closing: asyncio.Task[None] | None = None  # ends the sidecars of a pod whose own containers have ended
 
     # ---- events
 
@@ -115,7 +129,8 @@ class PodWorker:
             await self._teardown()
             await self.host.gone(self.pod)
         finally:
-            for task in [*self._tasks, *(t for group in self._probes.values() for t in group)]:
+            self.health.end()
+            for task in tuple(self._tasks):
                 task.cancel()
 
     async def _live(self) -> None:
@@ -170,19 +185,51 @@ class PodWorker:
 
     async def _sync_containers(self, pause: Process) -> None:
         spec = self.pod["spec"]
+        policy = spec.get("restartPolicy", "Always")
+        await self._look()
+        if sidecars.over(policy, self.init, self.states):
+            self._close()
+            return
         for state, container in zip(self.init, spec.get("initContainers") or [], strict=True):
-            if not await self._sync_init(pause, state, container):
+            if not await self._sync_init(pause, state, container) and not self._begun():
                 return
+        self._initialized = True
         for state, container in zip(self.states, spec["containers"], strict=True):
-            await self._sync_one(pause, state, container, spec.get("restartPolicy", "Always"))
+            await self._sync_one(pause, state, container, policy)
+        if sidecars.over(policy, self.init, self.states):
+            self._close()
+
+    def _begun(self) -> bool:
+        """Whether the pod's own containers have been reached, which a former node agent may have done."""
+        return self._initialized or any(one.running or one.exit_code is not None for one in self.states)
 
     async def _sync_init(self, pause: Process, state: ContainerState, container: Object) -> bool:
-        """Run one init container; return True when it has succeeded. Init containers run one after the other."""
+        """Run one init container; return True when the next one may start: it has succeeded, or as a sidecar started.
+        Init containers start one after the other.
+        """
+        if state.sidecar:
+            await self._sync_one(pause, state, container, "Always")
+            return state.running and state.started
         if state.exit_code == 0 and not state.running:
             return True
         policy = "OnFailure" if self.pod["spec"].get("restartPolicy", "Always") == "Always" else "Never"
         await self._sync_one(pause, state, container, policy)
         return state.exit_code == 0 and not state.running
+
+    async def _look(self) -> None:
+        """Update the state of all containers."""
+        spec = self.pod["spec"]
+        rows = [*(spec.get("initContainers") or []), *spec["containers"]]
+        for state, container in zip([*self.init, *self.states], rows, strict=True):
+            box = self.sandbox.container(state.name)
+            await box.look()
+            self._observe(state, box, container)
+
+    def _close(self) -> None:
+        """End the sidecars, if the pod has any: its own containers have ended for good."""
+        if self._closing is None and any(state.sidecar for state in self.init):
+            grace = self.pod["spec"].get("terminationGracePeriodSeconds")
+            self._closing = self._background(self._stop_containers(30.0 if grace is None else float(grace)))
 
     def _observe(self, state: ContainerState, box: Container, container: Object) -> None:
         """Update the container's state from the runtime's files."""
@@ -200,8 +247,7 @@ class PodWorker:
             state.restarts, state.exit_reason = box.restarts(), str(ended.get("reason") or "")
             state.exit_message = termination.message(box.directory, container, ended)
             state.previous = terminated(state)
-            for task in self._probes.pop(state.name, []):
-                task.cancel()
+            self.health.forget(state.name)
             log.info("container ended", pod=key(self.pod), container=state.name, exit=state.exit_code)
             if state.exit_code and not deleting(self.pod):
                 word = box.last_words()
@@ -303,7 +349,7 @@ class PodWorker:
         state.id, state.image_id = box.ident(), box.image_ref()
         self._began(state, container, watcher)
         if (container.get("lifecycle") or {}).get("postStart"):
-            self._background(self._post_start(state, container))
+            self._background(self.health.post_start(state, container))
         log.info("container started", pod=key(self.pod), container=state.name, restarts=state.restarts)
         self.host.event(self.pod, "Normal", "Started", f"Started container {state.name}", state.name)
 
@@ -321,95 +367,26 @@ class PodWorker:
         state.waiting, state.message = "ContainerCreating" if reason == MISSING else reason, message
         self._wake_at(time.time() + again)
 
-    def _began(self, state: ContainerState, container: Object, watcher: Process, known: bool = False) -> None:
-        """Start the probes of a running container. known: a former node agent started it, and its status says how far
-        it was. The other probes start when the startup probe has succeeded.
-        """
+    def _began(self, state: ContainerState, container: Object, watcher: Process, *, known: bool = False) -> None:
+        """Watch a running container. known: a former node agent started it."""
         self._background(self._wake_when_ended(watcher))
-        startup, readiness = container.get("startupProbe"), container.get("readinessProbe")
-        state.started = startup is None or (known and was("started", self.pod, state))
-        state.ready = state.started and (readiness is None or (known and was("ready", self.pod, state)))
-        self._probes[state.name] = []
-        if state.started:
-            self._probe(state, container)
-            return
-
-        def on_startup(healthy: bool, problem: str) -> None:
-            if not healthy:
-                self._unhealthy(state, "Startup", problem)
-            elif not state.started:
-                state.started = True
-                state.ready = readiness is None
-                self._probe(state, container)
-                self._wake.set()
-
-        self._watch(state, container, "startupProbe", on_startup)
-
-    def _watch(
-        self, state: ContainerState, container: Object, field: str, changed: Callable[[bool, str], None]
-    ) -> None:
-        async def run(words: list[str], limit: float) -> int:
-            return await self.sandbox.container(state.name).execute(words, limit)
-
-        work = probes.watch(container[field], container, self.addresses[0], run, changed, once=field == "startupProbe")
-        self._probes[state.name].append(self._background(work))
-
-    def _unhealthy(self, state: ContainerState, which: str, problem: str) -> None:
-        told = f"{which} probe failed: container {state.name}: {problem}"
-        self.host.event(self.pod, "Warning", "Unhealthy", told)
-        if which != "Readiness":
-            why = f"Container {state.name} failed {which.lower()} probe, will be restarted"
-            self.host.event(self.pod, "Normal", "Killing", why)
-            self._background(self.sandbox.container(state.name).stop(0))
-
-    def _probe(self, state: ContainerState, container: Object) -> None:
-        def on_ready(healthy: bool, problem: str) -> None:
-            state.ready = healthy
-            if not healthy:
-                self._unhealthy(state, "Readiness", problem)
-            self._wake.set()
-
-        def on_live(healthy: bool, problem: str) -> None:
-            if not healthy:
-                self._unhealthy(state, "Liveness", problem)
-
-        for field, changed in (("readinessProbe", on_ready), ("livenessProbe", on_live)):
-            if container.get(field):
-                self._watch(state, container, field, changed)
-
-    async def _post_start(self, state: ContainerState, container: Object) -> None:
-        """Run the postStart handler. The container ends if it fails (core/v1 Lifecycle)."""
-        box = self.sandbox.container(state.name)
-        action = container["lifecycle"]["postStart"]
-        if problem := await probes.act(action, container, self.addresses[0], box.execute):
-            told = f"PostStartHook failed: container {state.name}: {problem}"
-            self.host.event(self.pod, "Warning", "FailedPostStartHook", told)
-            await box.stop(0)
+        self.health.began(self.pod, state, container, known=known)
 
     async def _stop_containers(self, grace: float) -> None:
-        specs = [*(self.pod["spec"].get("initContainers") or []), *self.pod["spec"]["containers"]]
-        await asyncio.gather(*(self._stop_one(spec, grace) for spec in specs))
-        for state, container in zip(self.states, self.pod["spec"]["containers"], strict=True):
-            box = self.sandbox.container(state.name)
-            await box.look()
-            self._observe(state, box, container)
+        """Stop all containers within the grace period: the pod's own ones at once, then its sidecars."""
+        spec, begin = self.pod["spec"], time.monotonic()
+        for group in sidecars.stop_order(spec):
+            left = max(0.0, grace - (time.monotonic() - begin))
+            await asyncio.gather(*(self._stop_one(row, left) for row in group))
+        await self._look()
+        self._wake.set()
 
     async def _stop_one(self, container: Object, grace: float) -> None:
-        """Run the preStop handler, then send SIGTERM; both share the grace period (core/v1 Lifecycle)."""
-        box, begin = self.sandbox.container(container["name"]), time.monotonic()
-        action = (container.get("lifecycle") or {}).get("preStop") if grace > 0 and box.running() else None
-        if box.running():
-            self.host.event(self.pod, "Normal", "Killing", f"Stopping container {container['name']}", container["name"])
-        if action:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(grace):
-                    await probes.act(
-                        action,
-                        container,
-                        self.addresses[0] if self.addresses else "",
-                        box.execute,
-                    )
-        await box.stop(max(0.0, grace - (time.monotonic() - begin)))
+        def tell(message: str) -> None:
+            self.host.event(self.pod, "Normal", "Killing", message, container["name"])
+
+        address = self.addresses[0] if self.addresses else ""
+        await podstop.stop(self.sandbox.container(container["name"]), container, grace, address, tell)
 
     # ---- the end
 

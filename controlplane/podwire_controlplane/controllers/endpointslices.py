@@ -54,12 +54,13 @@ def service_of_slice(found: Object, _snapshot: Snapshot) -> Keys:
 
 def target_port(pod: Object, port: Object) -> int | None:
     """Return the pod's port number for a Service port (an entry of spec.ports). If targetPort is a name, return the
-    container port with this name and protocol, or None if the pod has no such port.
+    container port with this name and protocol, or None if the pod has no such port. Sidecars have ports too.
     """
     target = port.get("targetPort") or port["port"]
     if isinstance(target, int) or str(target).isdecimal():
         return int(target)
-    for container in pod["spec"].get("containers") or []:
+    beside = [row for row in pod["spec"].get("initContainers") or [] if row.get("restartPolicy") == "Always"]
+    for container in [*(pod["spec"].get("containers") or []), *beside]:
         for candidate in container.get("ports") or []:
             if candidate.get("name") == target and candidate.get("protocol", "TCP") == port.get("protocol", "TCP"):
                 return int(candidate["containerPort"])

@@ -16,7 +16,7 @@ from podwire_base.kube.meta import Object, labels, name
 from podwire_base.kube.registry import of
 from podwire_base.patience import patient
 from podwire_base.testing.builders import deployment, node, pod, run, service
-from podwire_controlplane.controllers import cleanup, endpointslices, nodes, scheduler, workloads
+from podwire_controlplane.controllers import cleanup, endpointslices, nodes, scheduler, tainteviction, workloads
 from podwire_controlplane.controllers.base import Controller, Write, itself
 from podwire_controlplane.controllers.driver import Driver
 
@@ -24,6 +24,7 @@ from ..testing.servers import Server
 
 DEPLOYMENTS = "/apis/apps/v1/namespaces/default/deployments"
 SLICES = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices"
+ALL_NODES = "/api/v1/nodes"
 PODS, SERVICES, NODES = (f"/api/v1/namespaces/default/{w}" for w in ("pods", "services", "nodes"))
 
 NOWHERE = (
@@ -181,6 +182,48 @@ def test_scaling_down_pods_that_never_ran_shows_in_the_status() -> None:
         await cluster.until(counted)
 
     in_cluster(work)
+
+
+def test_priority_makes_room_and_taints_make_pods_leave() -> None:
+    async def work(cluster: Cluster) -> None:
+        api, asks = cluster.api, {"requests": {"cpu": "1"}}
+        for own in ("n1", "n2", "n3"):
+            await api.patch(f"{ALL_NODES}/{own}/status", {"status": {"allocatable": {"cpu": "1500m", "pods": "9"}}})
+        low = deployment(replicas=3)
+        low["spec"]["template"]["spec"]["containers"][0]["resources"] = asks
+        await api.create(DEPLOYMENTS, low)
+
+        async def running(own: str) -> list[Object]:
+            rows = [row for row in await cluster.items(PODS) if name(row).startswith(own)]
+            return [row for row in rows if row["status"].get("podIP") and not row["metadata"].get("deletionTimestamp")]
+
+        async def full() -> bool:
+            return len(await running("web-")) == 3
+
+        await cluster.until(full)
+        await api.create(of("PriorityClass").path(), {"metadata": {"name": "high"}, "value": 1000})
+        high = pod("high", priorityClassName="high")
+        high["spec"]["containers"][0]["resources"] = asks
+        await api.create(PODS, high)
+
+        async def preempted() -> bool:
+            return bool(await running("high")) and len(await running("web-")) == 2
+
+        await cluster.until(preempted)
+        (there,) = await running("high")
+        assert there["status"]["nominatedNodeName"] == there["spec"]["nodeName"]
+        waiting = [row for row in await cluster.items(PODS) if not row["spec"].get("nodeName")]
+        (why,) = [row["message"] for row in waiting[0]["status"]["conditions"] if row["type"] == "PodScheduled"]
+        assert why.startswith("0/3 nodes are available: 3 Insufficient cpu. preemption: 0/3 nodes are available: 3 ")
+        taint = {"key": "k", "effect": "NoExecute"}
+        await api.patch(f"{ALL_NODES}/{there['spec']['nodeName']}", {"spec": {"taints": [taint]}})
+
+        async def left() -> bool:
+            return not await running("high") and len(await running("web-")) == 2
+
+        await cluster.until(left)
+
+    in_cluster(work, *tainteviction.CONTROLLERS)
 
 
 def test_a_namespace_is_emptied_and_goes() -> None:

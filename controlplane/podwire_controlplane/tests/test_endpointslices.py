@@ -140,6 +140,14 @@ def test_named_target_ports_differ_by_pod() -> None:
     assert found == {(8080,): ["10.0.0.1", "10.0.0.3"], (8081,): ["10.0.0.2"], (): ["10.0.0.4", "10.0.0.5"]}
 
 
+def test_a_named_port_may_be_a_sidecars() -> None:
+    ports = [{"name": "proxy", "containerPort": 15001}]
+    beside = {"name": "s", "image": "i", "restartPolicy": "Always", "ports": ports}
+    for init, target in ((beside, 15001), ({**beside, "restartPolicy": None}, None)):
+        made = running("a", "10.0.0.1", initContainers=[init])
+        assert es.target_port(made, {"port": 80, "targetPort": "proxy"}) == target
+
+
 def test_headless_is_labelled_and_names_hosts() -> None:
     found = only_slice(
         web(clusterIP="None", ports=[]),

@@ -147,7 +147,9 @@ def test_a_failed_post_start_handler_ends_the_container(tmp_path: Path, monkeypa
 
     async def work() -> None:
         watched = Watched(tmp_path, monkeypatch, container)
-        await watched.worker._post_start(watched.state, container)  # nothing runs: the command ends with status 126
+        await watched.worker.health.post_start(
+            watched.state, container
+        )  # nothing runs: the command ends with status 126
         assert watched.told == [
             "FailedPostStartHook: PostStartHook failed: container web: the command ended with status 126"
         ]
