@@ -36,6 +36,7 @@ from .podspec import NodeDns
 from .podstatus import beaten, conditions, new_words, quiet
 from .podworker import PodHost, PodWorker
 from .runtime import Process, Sandbox, read
+from .serving import Serving
 
 if TYPE_CHECKING:
     from .cri.start import CriRuntime
@@ -333,6 +334,7 @@ class Kubelet:
     async def run(self) -> None:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._sync_node())
+            tasks.create_task(Serving(self.config.run_dir).run())
             if self.runtime:
                 tasks.create_task(self.runtime.run())
                 await self.runtime.served.wait()  # what it runs is looked at before the pods are

@@ -26,6 +26,7 @@ from podwire_base.kube.meta import Object
 
 from . import podspec, shim
 from .launch import Launch
+from .logfiles import Run
 
 _START_TIMEOUT = 10.0
 ECHO_IN_POD = "/usr/local/bin/podwire-echo"
@@ -263,8 +264,17 @@ class Container:
         return int((read(self.directory / "restarts.json") or {}).get("count", 0))
 
     def set_restarts(self, count: int) -> None:
+        """Store the number of restarts as the container starts, and when, which tells the runs in its log apart."""
         self.directory.mkdir(parents=True, exist_ok=True)
-        shim.write(str(self.directory / "restarts.json"), {"count": count})
+        before = read(self.directory / "restarts.json") or {}
+        made = {"count": count, "began": time.time(), "before": before.get("began", -1.0)}
+        shim.write(str(self.directory / "restarts.json"), made)
+
+    def run(self, *, previous: bool = False) -> Run:
+        """Return the run of now, or the one before it; that begins before 0 if there was none."""
+        known = read(self.directory / "restarts.json") or {}
+        began = float(known.get("began", 0.0))
+        return Run(float(known.get("before", -1.0)), began) if previous else Run(began)
 
     async def launch(self, pod: Object, container: Object, launch: Launch, tell: Callable[[str], None]) -> Process:
         """Start the container as the pod's spec says. Return its shim. Raises Refused and RuntimeFailed."""

@@ -37,6 +37,7 @@ def _roles(config: ClusterConfig, held: tuple[int, ...] = ()) -> list[Role]:
         ",".join(config.service_cidrs),
         dns=(config.dns_address, config.cluster_domain),
         held=held,
+        nodes=config.run_dir / "nodes",
     )
     controllers = ControllersConfig(
         str(data / "controllers.kubeconfig"),

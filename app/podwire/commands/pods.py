@@ -9,12 +9,13 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 
+from podwire_node.logfiles import joined
 from podwire_node.podspec import PATH
 from podwire_node.runtime import Container, RuntimeFailed, Sandbox, read
 
@@ -157,20 +158,6 @@ def node(node: str, command: tuple[str, ...], cluster: str | None) -> None:
     become(argv, {**os.environ, "KUBECONFIG": str(config.node_dir(node) / "kubeconfig"), "NODE_NAME": node})
 
 
-def _joined(lines: Iterable[str], held: dict[str, str]) -> Iterator[str]:
-    """Yield the texts of log records (`time stream tag text`). held: stream -> the parts of a long line (tag P) whose
-    end is to come.
-    """
-    for line in lines:
-        words = line.rstrip("\n").split(" ", 3)
-        stream = words[1] if len(words) == 4 else ""
-        text = held.pop(stream, "") + words[-1]
-        if stream and words[2] == "P":
-            held[stream] = text
-        else:
-            yield text
-
-
 def log_lines(paths: list[Path], follow: bool, tail: int | None = None) -> Iterator[tuple[int, str]]:
     """Yield (number of the file, line) of CRI log files, the lines without their prefixes. tail: the number of last
     lines of each to start with; None starts at the beginning. With `follow`, wait for new lines until interrupted.
@@ -182,11 +169,11 @@ def log_lines(paths: list[Path], follow: bool, tail: int | None = None) -> Itera
                 files.append((number, stack.enter_context(path.open(errors="replace"))))
         parts: dict[int, dict[str, str]] = {number: {} for number, _ in files}
         for number, file in files:
-            lines = list(_joined(file, parts[number]))
+            lines = [line.text for line in joined(file, parts[number])]
             yield from ((number, line) for line in lines[max(0, len(lines) - tail) if tail is not None else 0 :])
         while follow:
             for number, file in files:
-                yield from ((number, line) for line in _joined(iter(file.readline, ""), parts[number]))
+                yield from ((number, line.text) for line in joined(iter(file.readline, ""), parts[number]))
             time.sleep(0.1)
 
 

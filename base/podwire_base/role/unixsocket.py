@@ -11,6 +11,7 @@ import socket
 from pathlib import Path
 
 MODE = 0o600
+KUBELET = "kubelet.sock"  # in a node's run directory: where its node agent answers the API server
 
 
 def listen(path: Path, backlog: int = 100) -> socket.socket:

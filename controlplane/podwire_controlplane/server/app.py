@@ -7,6 +7,7 @@ import traceback
 import uuid
 from asyncio import BaseTransport
 from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
 from urllib.parse import unquote
 
 from aiohttp import web
@@ -30,6 +31,7 @@ from .identities import Identities
 from .objects import Objects
 from .query import parse as parse_query
 from .reviews import ACTING, Reviews, TokenReader
+from .tonode import ToNode
 
 log = logs.get("apiserver")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -195,11 +197,13 @@ def make_app(
     documents: Documents | None = None,
     fairness: Fairness | None = None,
     accounts: Accounts | None = None,
+    nodes: Path | None = None,
 ) -> web.Application:
     """Return an aiohttp application that serves the whole API. tokens: bearer token -> user. identities: the
     reservations of node names; default: those in the store of `objects`. settled: called with the transport of each
     request whose user is known. documents: health checks and metrics. fairness: the seats of requests. accounts: the
-    tokens of ServiceAccounts; default: with a key of their own, which nothing keeps.
+    tokens of ServiceAccounts; default: with a key of their own, which nothing keeps. nodes: the run directories of the
+    nodes of this machine.
     """
     known = identities or Identities(objects.store)
     authorizer = Authorizer(objects.store)
@@ -218,7 +222,8 @@ def make_app(
     app.on_response_prepare.append(_headers)
 
     reviews = Reviews(authorizer, read, objects.clock)
-    fairness, figures, handlers = fairness or Fairness(), Figures(), Handlers(objects, authorizer, reviews, accounts)
+    fairness, figures = fairness or Fairness(), Figures()
+    handlers = Handlers(objects, authorizer, reviews, accounts, ToNode(nodes))
     figures.gauges += _gauges(fairness, handlers)
     documents = documents or Documents(objects.registry)
     documents.pages = accounts.pages()

@@ -35,6 +35,7 @@ from .query import BadVersion, ListOptions, boolean, list_options, version
 from .query import parse as parse_query
 from .reviews import Review, Reviews, user_info
 from .selection import selection
+from .tonode import ToNode
 from .watch import Hub, WatchRequest, reach
 from .writes import Scope, WriteOptions, Written, load, wire
 
@@ -104,8 +105,10 @@ def _verb(method: str, target: Target, query: dict[str, str]) -> str:
 class Handlers:
     """Serves all requests on the objects of one `Objects` instance."""
 
-    def __init__(self, objects: Objects, authorizer: Authorizer, reviews: Reviews, accounts: Accounts) -> None:
-        self.objects, self.authorizer, self.accounts = objects, authorizer, accounts
+    def __init__(
+        self, objects: Objects, authorizer: Authorizer, reviews: Reviews, accounts: Accounts, nodes: ToNode
+    ) -> None:
+        self.objects, self.authorizer, self.accounts, self.nodes = objects, authorizer, accounts, nodes
         self.reviews = reviews.answers
         self.hub = Hub(objects.store)
         self._verbs: dict[str, Callable[[Call], Awaitable[web.StreamResponse]]] = {
@@ -214,10 +217,12 @@ class Handlers:
         async def get(resource: Resource, namespace: str, name: str) -> Object:
             return await self.objects.get(Scope(resource, namespace, name))
 
-        text = await streams.answer(
+        found = await streams.answer(
             scope.resource, scope.namespace, scope.name, scope.sub, call.query, upgrades=upgrades, get=get
         )
-        return web.Response(text=text, content_type="text/plain")
+        if isinstance(found, streams.Reach):
+            return await self.nodes.log(call.http, found, call.query, call.begun)
+        return web.Response(text=found, content_type="text/plain")
 
     async def _body(self, call: Call, kind: str, repeated: list[str]) -> Any:
         raw, resource = await bodies.read(call.http), call.scope.resource

@@ -49,7 +49,8 @@ class ServerConfig:
     Service kube-dns gives the cluster DNS a name; the DNS server of each node answers at this address.
 
     event_ttl: seconds from the last write of an Event to its deletion. held: ports of `listen` that a parent process
-    holds by a bound socket with SO_REUSEPORT.
+    holds by a bound socket with SO_REUSEPORT. nodes: the run directories of the nodes of this machine; None: there are
+    none.
     """
 
     data: Path
@@ -60,6 +61,7 @@ class ServerConfig:
     dns: tuple[str, str] | None = None
     event_ttl: float = eventttl.TTL
     held: tuple[int, ...] = ()
+    nodes: Path | None = None
 
 
 def _tls(data: Path) -> ssl.SSLContext:
@@ -219,7 +221,7 @@ async def serve(config: ServerConfig, ready: Callable[[], None] | None = None) -
     await builtinkinds.keep(store, objects.clock())
     identities, guard = Identities(store), Guard()
     accounts = _accounts(objects, config)
-    app = make_app(objects, _tokens(config.data), identities, guard.settled, accounts=accounts)
+    app = make_app(objects, _tokens(config.data), identities, guard.settled, accounts=accounts, nodes=config.nodes)
     app.add_routes(join.routes(config.data, identities))
     app.add_routes(backups.routes(store))
     runner = web.AppRunner(

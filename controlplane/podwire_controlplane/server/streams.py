@@ -1,19 +1,20 @@
 """The subresources that reach into a node: log, exec, attach, portforward and proxy.
 
-This API server opens no connections to kubelets or pods. So it answers what kube-apiserver answers where it cannot
-reach them: it checks the request and the object as upstream does (pkg/registry/core/pod), and then it says that there
-is no way to the node.
+The request and the object are checked as upstream does (pkg/registry/core/pod). Logs come from the node agents of the
+same machine (tonode.py). For everything else this API server opens no connections to kubelets or pods. So it answers
+what kube-apiserver answers where it cannot reach them: that there is no way to the node.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from podwire_base.kube import errors
 from podwire_base.kube.errors import Cause, StatusError
-from podwire_base.kube.meta import Object
+from podwire_base.kube.meta import Object, uid
 from podwire_base.kube.registry import Resource, of
 from podwire_base.kube.times import parse_time
 
@@ -26,11 +27,28 @@ _OPTIONS = {"log": "PodLogOptions", "exec": "PodExecOptions", "attach": "PodAtta
 _NAME = re.compile(r"(?:(?P<scheme>https?|):)?(?P<name>[^:]+)(?::(?P<port>[^:]*))?")
 
 
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """A container of a node to which a request goes."""
+
+    sub: str
+    node: str
+    namespace: str
+    pod: str
+    uid: str
+    container: str
+
+    def away(self) -> StatusError:
+        """Return the error of an API server that does not reach the node."""
+        text = f"{self.sub} of pod {self.pod}: the API server has no connection to the kubelet of node {self.node}"
+        return StatusError(500, "", text)
+
+
 async def answer(
     resource: Resource, namespace: str, name: str, sub: str, query: Mapping[str, str], *, upgrades: bool, get: _GET
-) -> str:
-    """Return the text of a log. Raises a StatusError for everything else. query: the first value of each parameter.
-    upgrades: whether the client asks for another protocol.
+) -> str | Reach:
+    """Return the text of a log, or where it is. Raises a StatusError for all else. query: the first value of each
+    parameter. upgrades: whether the client asks for another protocol.
     """
     if sub == "proxy":
         raise await _proxy(resource, namespace, name, get)
@@ -52,7 +70,11 @@ async def answer(
     await get(of("Node"), "", node)
     if sub != "log" and not upgrades:
         raise errors.bad_request("Upgrade request required")
-    raise StatusError(500, "", f"{sub} of pod {name}: the API server has no connection to the kubelet of node {node}")
+    container = query.get("container") or str(pod["spec"]["containers"][0]["name"])
+    to = Reach(sub, str(node), namespace, name, uid(pod), container)
+    if sub == "log":
+        return to
+    raise to.away()
 
 
 def _container(pod: Object, name: str, wanted: str) -> None:

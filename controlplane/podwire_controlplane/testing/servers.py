@@ -56,6 +56,7 @@ class Server(InThread):
         """second: the IPv6 range of Services, "" for none."""
         super().__init__()
         self.make, self.port = make, port
+        self.nodes: Path | None = None  # a folder with the sockets of nodes
         self.allocator = ServiceAllocator(
             ipaddress.ip_network("10.96.0.0/16"), second=ipaddress.ip_network(second) if second else None
         )
@@ -73,7 +74,14 @@ class Server(InThread):
         guard = Guard()
         self.fairness = Fairness()
         self.accounts = Accounts(self.store, self.objects.clock, account_keys)
-        app = make_app(self.objects, TOKENS, settled=guard.settled, fairness=self.fairness, accounts=self.accounts)
+        app = make_app(
+            self.objects,
+            TOKENS,
+            settled=guard.settled,
+            fairness=self.fairness,
+            accounts=self.accounts,
+            nodes=self.nodes,
+        )
         app.add_routes(self._routes())
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1, handler_cancellation=True)
         await self._runner.setup()
