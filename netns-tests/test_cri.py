@@ -285,14 +285,14 @@ def test_how_a_container_ends(world: World) -> None:
 
 
 def test_the_api_shows_logs(world: World) -> None:
-    world.pod("talks", {"args": ["cat /proc/uptime; echo err >&2; sleep 3; exit 1"]}, restartPolicy="Always")
+    world.pod("talks", {"args": ["cat /proc/uptime; echo end; sleep 3; exit 1"]}, restartPolicy="Always")
     world.wait("talks", "has restarted", lambda row: row["restartCount"] > 0 and "running" in row["state"])
     before, followed = world.served("talks", "previous=true"), world.served("talks", "follow=true")
     assert [len(run) for run in (before, followed)] == [2, 2], "a followed log ends with its container"
     lines = world.log("talks")
     first, then = lines.index(before[0]), lines.index(followed[0])
     assert first < then and lines[first : first + 2] == before and lines[then : then + 2] == followed
-    assert world.served("talks", "previous=true&tailLines=1") == ["err"]
+    assert world.served("talks", "previous=true&tailLines=1") == ["end"]
 
 
 def test_a_pull_has_the_credentials_of_its_secret(world: World) -> None:

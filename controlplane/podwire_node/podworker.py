@@ -221,9 +221,7 @@ class PodWorker:
         spec = self.pod["spec"]
         rows = [*(spec.get("initContainers") or []), *spec["containers"]]
         for state, container in zip([*self.init, *self.states], rows, strict=True):
-            box = self.sandbox.container(state.name)
-            await box.look()
-            self._observe(state, box, container)
+            await self._see(state, self.sandbox.container(state.name), container)
 
     def _close(self) -> None:
         """End the sidecars, if the pod has any: its own containers have ended for good."""
@@ -231,9 +229,17 @@ class PodWorker:
             grace = self.pod["spec"].get("terminationGracePeriodSeconds")
             self._closing = self._background(self._stop_containers(30.0 if grace is None else float(grace)))
 
-    def _observe(self, state: ContainerState, box: Container, container: Object) -> None:
-        """Update the container's state from the runtime's files."""
+    async def _see(self, state: ContainerState, box: Container, container: Object) -> None:
+        """Update the container's state. A runtime is asked how a container ended once it was seen that it has: one that
+        ends between the two questions is seen to run, and its end wakes the worker.
+        """
         watcher = box.running()
+        if watcher is None:
+            await box.look()
+        self._observe(state, box, container, watcher)
+
+    def _observe(self, state: ContainerState, box: Container, container: Object, watcher: Process | None) -> None:
+        """Update the container's state from the runtime's files. watcher: None if it does not run."""
         if watcher and not state.running:  # found by a restarted node agent
             state.running_since = state.last_started = box.since()
             state.restarts, state.waiting, state.id = box.restarts(), "", box.ident()
@@ -260,8 +266,7 @@ class PodWorker:
 
     async def _sync_one(self, pause: Process, state: ContainerState, container: Object, policy: str) -> None:
         box = self.sandbox.container(state.name)
-        await box.look()
-        self._observe(state, box, container)
+        await self._see(state, box, container)
         if state.running or (state.exit_code is not None and not restart_wanted(policy, state.exit_code)):
             return
         now = time.time()
@@ -340,7 +345,7 @@ class PodWorker:
             self._not_started(state, err)
             if box.exit() and isinstance(err, Refused) and err.reason == "RunContainerError":
                 state.waiting, state.restarts, state.running_since = "", attempt, time.time()
-                self._observe(state, box, container)
+                self._observe(state, box, container, None)
                 self._wake.set()
             return
         state.restarts = attempt

@@ -156,3 +156,30 @@ def test_a_failed_post_start_handler_ends_the_container(tmp_path: Path, monkeypa
         assert watched.stopped == [0]
 
     asyncio.run(work())
+
+
+def test_a_container_that_ends_while_it_is_looked_at_has_its_own_status(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It had 137, as if nobody knew how it ended: the runtime was asked before the end, and the process looked at after
+    it.
+    """
+    container: Object = {"name": "web", "image": "podwire.io/echo"}
+    alive: list[Process | None] = [Process(os.getpid(), shim.started(os.getpid())), None]
+
+    async def look(box: Container) -> None:
+        if len(alive) == 1:  # it was seen to have ended
+            (box.directory / "exit.json").write_text(json.dumps({"code": 2, "signal": 0, "finished": 9.0}))
+
+    async def work() -> None:
+        watched = Watched(tmp_path, monkeypatch, container)
+        monkeypatch.setattr(Container, "look", look)
+        monkeypatch.setattr(Container, "running", lambda _: alive[0] if len(alive) == 1 else alive.pop(0))
+        box = watched.worker.sandbox.container("web")
+        box.directory.mkdir(parents=True)
+        await watched.worker._see(watched.state, box, container)
+        assert watched.state.running, "its end is not known yet"
+        await watched.worker._see(watched.state, box, container)
+        assert (watched.state.running, watched.state.exit_code) == (False, 2)
+
+    asyncio.run(work())
