@@ -57,7 +57,8 @@ def cluster(objects: tuple[Object, ...]) -> Catalogue:
 
 def announcing(folder: Path) -> Path:
     """A run directory whose role lb answers for every address of a load balancer: the world routes them to the node."""
-    body = {"ready": True, "message": "", "figures": {"mine": [s.BALANCER, s.BALANCER2]}}
+    both = [at for ip in (s.BALANCER, s.BALANCER2) for at in (ip, s._v6(ip))]
+    body = {"ready": True, "message": "", "figures": {"mine": both}}
     (folder / "status").mkdir(exist_ok=True)
     (folder / "status" / "lb.json").write_text(json.dumps(body))
     return folder
@@ -66,6 +67,11 @@ def announcing(folder: Path) -> Path:
 def reach(world: World, run_dir: Path) -> Local:
     inside = {ip: ns.path for v4, ns in world.pods.items() for ip in (v4, V6[v4])}
     return Local(lambda name: Place(world.node.path, name or s.NODE, run_dir, inside))
+
+
+def interface_of(src: str) -> str:
+    """The node's link by which a source's packets come."""
+    return next((link for ip, link in s.INTERFACES.items() if src in (ip, s._v6(ip))), "")
 
 
 def explained(
@@ -79,7 +85,7 @@ def explained(
     if not sender.node:
         sender = replace(sender, node=s.NODE)
     found = target(parse(words), catalogue, sender)
-    return explain(sender, found, catalogue, reach(world, run_dir), interface=s.INTERFACES.get(src, ""))
+    return explain(sender, found, catalogue, reach(world, run_dir), interface=interface_of(src))
 
 
 # ---- drawing
@@ -87,11 +93,41 @@ def explained(
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """One random cluster. rules: for `nft -f`; iptables: commands of another program."""
+    """One random cluster of one IP family. rules: for `nft -f`; iptables: commands of another program."""
 
     objects: tuple[Object, ...]
     rules: str
     iptables: tuple[tuple[str, ...], ...]
+    family: str = "IPv4"
+
+    @property
+    def program(self) -> s.Scenario:
+        """What the proxy is to serve."""
+        made = s.Scenario("random", (), {})  # the node's facts are those of the family
+        return replace(made.v6() if self.family == "IPv6" else made, objects=self.objects)
+
+    def v6(self) -> Drawn:
+        """The same cluster in IPv6."""
+        changed = s.Scenario("random", self.objects, {}).v6()
+        rules = _rules_v6(self.rules)
+        commands = tuple(tuple(_word_v6(word) for word in command) for command in self.iptables)
+        return Drawn(changed.objects, rules, commands, "IPv6")
+
+
+_WORDS_V6 = {
+    "table ip ": "table ip6 ", "ip daddr": "ip6 daddr", "ip saddr": "ip6 saddr", "ip ttl": "ip6 hoplimit",
+    "ip protocol": "meta l4proto", "10.244.2.0/24": "fd00:244:2::/64", "198.51.100.0/24": "2001:db8:51::/64",
+}  # fmt: skip
+
+
+def _rules_v6(rules: str) -> str:
+    for old, new in _WORDS_V6.items():
+        rules = rules.replace(old, new)
+    return s._v6(rules)
+
+
+def _word_v6(word: str) -> str:
+    return word.replace("iptables-", "ip6tables-") if word.startswith("iptables-") else s._v6(word)
 
 
 def draw(random: Random) -> Drawn:
@@ -99,11 +135,12 @@ def draw(random: Random) -> Drawn:
     for index, ip in enumerate(VIPS):
         made += _service(random, f"s{index}", ip)
     kind = random.choice(["none", "none", "nft", "nft", "iptables"])
-    return Drawn(
+    drawn = Drawn(
         tuple(made),
         _table(random) if kind == "nft" else "",
         _iptables(random) if kind == "iptables" else (),
     )
+    return random.choice([drawn, drawn.v6()])
 
 
 def _service(random: Random, name: str, ip: str) -> list[Object]:
@@ -204,14 +241,14 @@ def install(world: World, drawn: Drawn) -> None:
 
 
 def remove(node: NetNS, drawn: Drawn) -> None:
-    for family in ("ip", "inet") if drawn.rules else ():
+    for family in ("ip", "ip6", "inet") if drawn.rules else ():
         node.run(["nft", "delete", "table", family, "foreign"], check=False)
     for variant in {command[0] for command in drawn.iptables}:
         for words in (("-P", "FORWARD", "ACCEPT"), ("-F",), ("-X",)):
             node.run([variant, *words], check=False)
 
 
-def packet(random: Random) -> tuple[str, str, int, str]:
+def packet(random: Random, family: str = "IPv4") -> tuple[str, str, int, str]:
     """A source, a destination, a port and a protocol."""
     at, number = random.choice(
         [
@@ -223,6 +260,8 @@ def packet(random: Random) -> tuple[str, str, int, str]:
         ]
     )  # fmt: skip
     src = random.choice(SOURCES)
+    if family == "IPv6":
+        src, at = s._v6(src), s._v6(at)
     return src, at, number, random.choice(["TCP", "TCP", "UDP"])
 
 
@@ -256,4 +295,4 @@ def disagreement(said: Explained, got: Answer, src: str) -> str:
 def told(drawn: Drawn, said: Explained) -> str:
     """All that a failure needs."""
     objects = "\n".join(json.dumps(one["spec"] if "spec" in one else one["endpoints"]) for one in drawn.objects)
-    return "\n".join([drawn.rules, "\n".join(map(" ".join, drawn.iptables)), objects, *said.lines()])
+    return "\n".join([drawn.family, drawn.rules, "\n".join(map(" ".join, drawn.iptables)), objects, *said.lines()])

@@ -365,13 +365,24 @@ def _behind(course: _Course, way: Way, iif: str) -> Way:
         ended = ended or (course.through("forward", bases(facts, asked.family, "forward")) if hook else None)
         ended = ended or _leaving(course, way, route) or _to_device(course, way, route)
     elif hook == "input":
-        ended = course.through("input", bases(facts, asked.family, "input"))
+        ended = _over_loopback(course, way, route) if own else None
+        ended = ended or course.through("input", bases(facts, asked.family, "input"))
     way.steps = [*told]
     ended = ended or _further(course, ENTERING)
     if ended is not None:
         way.verdict, way.reason, way.cause = ended.verdict, ended.reason, ended.cause
         return way
     return arrive.arrive(facts, way, asked.protocol, route, reply=asked.reply)
+
+
+def _over_loopback(course: _Course, way: Way, route: Route) -> Way | None:
+    """A packet from the node to itself leaves by lo and comes in again. Its flow is known, so no nat chain sees it."""
+    course.seen = replace(course.seen, oif="lo")
+    if ended := _leaving(course, way, route):
+        return ended
+    course.seen = replace(course.seen, iif="lo", oif="")
+    chains = bases(course.facts, course.asked.family, "prerouting")
+    return course.through("prerouting", [base for base in chains if not base.nat])
 
 
 def _further(course: _Course, stages: list[Stage]) -> Way | None:

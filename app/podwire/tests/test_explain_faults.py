@@ -184,6 +184,12 @@ def test_a_foreign_rule_drops_and_is_named_with_its_handle() -> None:
     assert said.cause == want
 
 
+@pytest.mark.parametrize("hook", ["output", "postrouting", "prerouting", "input"])
+def test_a_packet_from_a_node_to_itself_leaves_by_lo_and_comes_in_again(hook: str) -> None:
+    said = say("node1", "172.30.0.11:22", catalogue(), node1={"tables": (foreign("drop", hook=hook),)})
+    assert (said.verdict, said.reason) == ("drop", fault.FOREIGN_RULE) and f"({hook})" in said.cause
+
+
 def test_a_foreign_rule_on_the_other_node_drops() -> None:
     said = say("data/db-0", "web.default:80", catalogue(), node1={"tables": (foreign("drop", hook="prerouting"),)})
     assert (said.verdict, said.reason, said.ends[0].node) == ("drop", fault.FOREIGN_RULE, "node1")
