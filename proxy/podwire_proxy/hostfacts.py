@@ -28,6 +28,24 @@ OWNERS: tuple[tuple[str, str, str], ...] = (
     ("LIBVIRT_", "libvirt", "stop its networks"),
     ("ufw", "ufw", "ufw disable"),
 )
+# Name of an nftables table, or its start -> owner.
+TABLES: tuple[tuple[str, str], ...] = (
+    ("kube-proxy", "kube-proxy"),
+    ("flannel-ipv", "flannel"),
+    ("cni_hostport", "CNI plugins (portmap)"),
+    ("cni_plugins_masquerade", "CNI plugins (bridge, ptp)"),
+    ("firewalld", "firewalld"),
+    ("docker-bridges", "Docker"),
+    ("libvirt_network", "libvirt"),
+    ("netavark", "podman"),
+    ("calico", "Calico"),
+)
+
+
+def owner_of(table: str, chain: str) -> str:
+    """Returns the program that makes a chain of another program, by the chain's or the table's name; "": unknown."""
+    by_chain = next((owner for start, owner, _ in OWNERS if chain.startswith(start)), "")
+    return by_chain or next((owner for start, owner in TABLES if table.startswith(start)), "")
 
 
 @dataclass(frozen=True, slots=True)

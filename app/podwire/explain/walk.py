@@ -17,6 +17,7 @@ from podwire_base.kernel.nft.judge import Possible, Seen, certain, judge
 from podwire_base.kernel.reasons import reason_of, without_reason
 from podwire_proxy import explain as services
 from podwire_proxy.decide import Packet, source
+from podwire_proxy.hostfacts import owner_of
 from podwire_proxy.model import PROTOCOLS
 
 from . import arrive, devices, legacy
@@ -159,7 +160,9 @@ class _Course:
 
     def _translate(self, base: _Base, end: Possible) -> None:
         if end.to is None:
-            self.doubts.append(f"{base.place} translates the destination, and the new one is not known")
+            text = f"{base.place}: {_rule_words(base, end)} translates the destination, and the new one is not known"
+            self.steps.append(Step("NAT", text, "unknown"))
+            self.doubts.append(text)
             return
         address, port = end.to
         dst = unpacked(address) if address else unpacked(destination(self.seen))
@@ -168,11 +171,14 @@ class _Course:
 
 
 def _rule_words(base: _Base, end: Possible) -> str:
+    """The rule that ended the way, with the program whose chain it is in where the name tells it."""
+    program = "" if base.owner else owner_of(base.place.split()[1], end.chain)
+    chain = f"{program}'s chain {end.chain}" if program else end.chain
     if end.rule is None:
-        return "the chain's policy"
+        return f"the policy of {chain}" if program else "the chain's policy"
     if base.place.startswith("iptables-legacy"):
-        return f"rule {end.rule.handle} of {end.chain} ({end.rule.comment})"
-    where = "" if base.place.endswith(f" {end.chain}") else f" of {end.chain}"
+        return f"rule {end.rule.handle} of {chain} ({end.rule.comment})"
+    where = "" if base.place.endswith(f" {end.chain}") and not program else f" of {chain}"
     words = f' "{without_reason(end.rule.comment)}"' if end.rule.comment else ""
     return f"the rule with handle {end.rule.handle}{where}{words}"
 

@@ -15,6 +15,7 @@ from podwire.explain.steps import Way, fault
 from podwire_base.kernel.nft.anytable import AnyChain, AnyRule, AnyTable, Raw
 from podwire_base.kernel.reasons import Reason
 from podwire_base.kube.meta import Object
+from podwire_proxy.hostfacts import owner_of
 
 from .explain_cluster import HTTP, PODS, SERVICES, SLICES, catalogue, endpoint_slice, pod
 from .explain_world import LINKS, inside, node, port_of, say
@@ -182,6 +183,29 @@ def test_a_foreign_rule_drops_and_is_named_with_its_handle() -> None:
     assert (said.verdict, said.reason) == ("drop", fault.FOREIGN_RULE)
     want = 'the rule with handle 7 "no pods here" of chain inet fw chain (forward) drops the packet'
     assert said.cause == want
+
+
+LEFT_BY_KUBE_PROXY = """*nat
+:PREROUTING ACCEPT [0:0]
+:KUBE-SERVICES - [0:0]
+:KUBE-SVC-A - [0:0]
+-A PREROUTING -j KUBE-SERVICES
+-A KUBE-SERVICES -d 203.0.113.9/32 -p tcp -m tcp --dport 80 -j KUBE-SVC-A
+-A KUBE-SVC-A -p tcp -j DNAT --to-destination 10.244.1.2:9376
+"""
+
+
+def test_chains_of_other_networks_are_named_by_their_program() -> None:
+    legacy = {"legacy": {"ip": LEFT_BY_KUBE_PROXY}}
+    said = say(CLIENT, "203.0.113.9:80", catalogue(), node1=legacy)
+    assert any("rule 1 of kube-proxy's chain KUBE-SVC-A" in doubt for doubt in said.doubts)
+    assert say(CLIENT, "web:80", catalogue(), node1=legacy).doubts == []  # podwire's chain has translated it before
+    assert any("translates the destination" in doubt for doubt in said.doubts)
+    table = foreign("drop", name="flannel-ipv4")
+    said = say(CLIENT, "web:80", catalogue(), node1={"tables": (table,)})
+    assert said.verdict == "drop" and " of flannel's chain chain " in said.cause
+    assert (owner_of("filter", "KUBE-NWPLCY-X"), owner_of("kube-proxy", "services")) == ("kube-router", "kube-proxy")
+    assert owner_of("mine", "c") == ""
 
 
 @pytest.mark.parametrize("hook", ["output", "postrouting", "prerouting", "input"])
