@@ -74,7 +74,7 @@ class Images:
         pull = self._pulls.setdefault((uid(pod), image), Pull())
         start = (str(container["name"]), attempt)
         if pull.task is not None and pull.task.done():
-            return self._ended(image, pull, start, found, tell)
+            return self._ended(image, pull, start, tell)
         if found and (policy != "Always" or start in pull.done):
             if start not in pull.done:
                 tell("Normal", "Pulled", f'Container image "{image}" already present on machine')
@@ -103,7 +103,10 @@ class Images:
         pull.task = task
         task.add_done_callback(lambda _: wake())
 
-    def _ended(self, image: str, pull: Pull, start: tuple[str, int], found: Object, tell: Tell) -> Object:
+    def _ended(self, image: str, pull: Pull, start: tuple[str, int], tell: Tell) -> Object:
+        """Return the image of a pull that ended. Raises Refused after a failure, with Always also where the node has
+        the image: only the registry knows whether this pod's credentials may have it.
+        """
         task, pull.task = pull.task, None
         assert task is not None
         seconds = time.monotonic() - pull.began
@@ -116,14 +119,9 @@ class Images:
             pull.failures, pull.until, pull.told = 0, 0.0, False
             return made
         pull.error = str(error)
-        told = f'Failed to pull image "{image}": {pull.error}'
-        if found:  # imagePullPolicy Always, and the registry is away
-            tell("Warning", "Failed", f"{told}; the image of that name on the node is used")
-            pull.done.add(start)
-            return found
         pull.until = time.monotonic() + min(BACKOFF_FIRST * 2**pull.failures, BACKOFF_LAST)
         pull.failures, pull.told = pull.failures + 1, False
-        tell("Warning", "Failed", told)
+        tell("Warning", "Failed", f'Failed to pull image "{image}": {pull.error}')
         tell("Warning", "Failed", "Error: ErrImagePull")
         raise Refused("ErrImagePull", pull.error, 1.0)
 
