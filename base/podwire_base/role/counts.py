@@ -25,21 +25,24 @@ class Counts:
         self.hinted = hinted or generation is not None
         self._last: tuple[int | None, int, Hashable] | None = None
         self._before: tuple[int | None, int, Hashable] | None = None
+        self._unsure = False  # what changed while the role read, and perhaps after it read it
 
     def reading(self) -> None:
-        """The role begins to read everything. What others change from now on, and nobody tells of, is a difference at
-        the next look, even if it happens before `settled`. So are the role's own changes: they cost one more reading.
-        With a generation, notifications tell of such changes. Raises OSError.
+        """The role begins to read everything. What others change from now on is a difference at the next look, even if
+        it happens before `settled`. So are the role's own changes, if there is no generation or if it moves by more
+        than `own`: they cost one more reading. Raises OSError.
         """
-        self._before = None if self._generation else self._now()
+        self._before = self._now()
 
     def settled(self) -> None:
         """The kernel's state was as it should be when the role read it. Raises OSError."""
-        if self._generation or not (self._before or self._last):
-            self._last = self._now()
+        before, self._before = self._before, None
+        if self._generation:
+            now = self._now()
+            self._unsure = before is not None and _more(before, now) and before[2] != now[2]
+            self._last = now
         else:
-            self._last = self._before or self._last
-        self._before = None
+            self._last = before or self._last or self._now()
 
     def _now(self) -> tuple[int | None, int, Hashable]:
         own, generation = self._own(), self._generation() if self._generation else None
@@ -50,6 +53,9 @@ class Counts:
         if self._last is None:
             self._last = self._now()
             return False
+        if self._unsure:
+            self._unsure, self._last = False, self._now()
+            return True
         generation, own, figures = self._last
         now = self._generation() if self._generation else None
         if now is not None and (now, self._own()) == (generation, own):
@@ -57,3 +63,8 @@ class Counts:
         self._last = self._now()
         # our own changes meanwhile: what others changed beside them is told by the notifications
         return self._last[1] == own and self._last[2] != figures
+
+
+def _more(before: tuple[int | None, int, Hashable], now: tuple[int | None, int, Hashable]) -> bool:
+    """Whether the generation moved by more than the role's own changes."""
+    return (now[0] or 0) - (before[0] or 0) > now[1] - before[1]

@@ -136,6 +136,21 @@ def test_with_a_generation_the_own_commits_while_reading_are_no_difference() -> 
     assert not counts.differs()
 
 
+@pytest.mark.parametrize("own", [False, True])
+def test_with_a_generation_a_commit_of_others_while_reading_is_found_by_the_next_look(own: bool) -> None:
+    """A notification may have told of it, and the look that follows compares with what `settled` found."""
+    kernel = Kernel()
+    counts = kernel.counts()
+    for foreign, found in ((2, True), (3, True), (3, False)):
+        counts.reading()
+        if own:
+            kernel.own, kernel.generation = kernel.own + 1, kernel.generation + 1
+        kernel.foreign(foreign)  # after the role read, before it says so; last, in another program's table
+        counts.settled()
+        assert counts.differs() is found
+        assert not counts.differs(), "each difference is told once"
+
+
 def running(
     kernel: Kernel, work: Callable[[Upkeep, list[float]], Awaitable[None]], *watches: Watch, **more: Any
 ) -> Upkeep:
