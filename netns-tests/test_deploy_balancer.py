@@ -17,7 +17,7 @@ import pytest
 
 from lab.cnicluster import plug
 from lab.cninode import wait_until
-from lab.incluster import ACCOUNTS, AGENT, GuardedApi, WorkloadPod, rights_of
+from lab.incluster import ACCOUNTS, AGENT, STATUS_ALSO, GuardedApi, WorkloadPod, rights_of
 from lab.netns import Lab, NetNS
 from podwire.tests import kustomize
 from podwire_base.kube import loadbalancer as lb
@@ -206,9 +206,7 @@ def test_the_rights_are_what_is_used_and_nothing_more(pooled: Site) -> None:
     for account in (AGENT, GIVER):
         asked, granted = site.api.asked[account], site.api.granted[account]
         site.until(partial(set.issuperset, asked, granted), f"all are used: {granted - asked}")
-        # `podwire status` asks for these too, and does without them
-        more = {("list", "", "pods"), ("list", "", "events")} - granted
-        assert asked - more == granted
+        assert asked - (STATUS_ALSO - granted) == granted
 
 
 def test_another_node_takes_over_and_it_comes_back(pooled: Site) -> None:

@@ -21,17 +21,19 @@ import pytest
 from lab import debian
 from lab.netns import Lab, NetNS
 from lab.patience import patient, wait_until
-from podwire.tests.test_docs import METRIC, ROOT, dns_page, proxy_page
+from podwire.tests.test_docs import METRIC, ROOT, dns_page, observe_page, proxy_page
 from podwire_base.kube.meta import Object
 
-PORTS = {"proxy": 10249, "dns": 9153}
+PORTS = {"proxy": 10249, "dns": 9153, "observe": 9155}
 BROWSER = 9090
+NAMED = "podwire_proxy_services|podwire_dns_answers|podwire_observe_connections"  # one family of each page
 CONFIG = """
 global: {scrape_interval: 1s, scrape_timeout: 1s}
 rule_files: [rules.yml]
 scrape_configs:
   - {job_name: proxy, static_configs: [{targets: ["127.0.0.1:10249"]}]}
   - {job_name: dns, static_configs: [{targets: ["127.0.0.1:9153"]}]}
+  - {job_name: observe, static_configs: [{targets: ["127.0.0.1:9155"]}]}
 """
 
 
@@ -54,7 +56,8 @@ class Page(http.server.BaseHTTPRequestHandler):
 def pages(ns: NetNS) -> Iterator[None]:
     """The pages as roles show them, on their ports."""
     servers = []
-    for name, text in (("proxy", proxy_page("nftables") + proxy_page("iptables")), ("dns", dns_page())):
+    texts = {"proxy": proxy_page("nftables") + proxy_page("iptables"), "dns": dns_page(), "observe": observe_page()}
+    for name, text in texts.items():
         handler = type(f"Page{name}", (Page,), {"text": _once(text)})
         sock = ns.call(partial(socket.create_server, ("127.0.0.1", PORTS[name])))
         server = http.server.ThreadingHTTPServer(("127.0.0.1", PORTS[name]), handler, bind_and_activate=False)
@@ -149,7 +152,7 @@ def _up(ns: NetNS) -> bool:
         return False
     for target in targets:
         assert target["health"] != "down", f"{target['labels']['job']}: {target['lastError']}"
-    return len(targets) == 2 and all(target["health"] == "up" for target in targets)
+    return len(targets) == len(PORTS) and all(target["health"] == "up" for target in targets)
 
 
 def test_prometheus_takes_the_pages_and_every_expression_of_dashboard_and_alerts(prometheus: NetNS) -> None:
@@ -161,7 +164,7 @@ def test_prometheus_takes_the_pages_and_every_expression_of_dashboard_and_alerts
         assert answer["status"] == "success", f"{title}: {expression}: {answer}"
         if not answer["data"]["result"]:
             empty.append((title, expression))
-    labels = asked(prometheus, "series", **{"match[]": '{__name__=~"podwire_proxy_services|podwire_dns_answers"}'})
+    labels = asked(prometheus, "series", **{"match[]": f'{{__name__=~"{NAMED}"}}'})
     assert {one["instance"] for one in labels["data"]} == {f"127.0.0.1:{port}" for port in PORTS.values()}
     assert not empty, "a panel would say that it has no data"
     (group,) = asked(prometheus, "rules")["data"]["groups"]

@@ -48,6 +48,8 @@ OPEN = (
     "/readyz",
     "/version",
 )  # to all clients, by Kubernetes' ClusterRole system:public-info-viewer
+# What `podwire status` asks for too, and does without; the role has no need of them.
+STATUS_ALSO = {("list", "", "pods"), ("list", "", "events"), ("list", "networking.k8s.io", "networkpolicies")}
 Right = tuple[str, str, str]  # verb, API group, resource and " in NAMESPACE", " in NAMESPACE/NAME", " named NAME" or ""
 
 

@@ -256,6 +256,7 @@ def observe_page() -> str:
     totals = observed.Totals()
     web = Pair(End("pod"), End("pod"), Service("default", "web", "80"), "tcp", "forwarded")
     totals.judged(web)
+    totals.judged(web._replace(verdict="refused", reason=Reason.NO_ENDPOINTS))
     totals.passed(web, 1, 1)
     return observed.page(totals, observed.Figures(), ProcessFigures())
 
