@@ -116,12 +116,12 @@ BESIDE     = --dist loadfile --no-loadscope-reorder -n
 PURE   := base cni controlplane dns observe policy proxy app tools
 
 # The lint runs beside the tests, which wait at times; what it says stands at the end.
-check: $(VENV)/.installed-dev  ## lint, types, and every test that needs no packets (3 minutes)
+check: $(VENV)/.installed-dev  ## lint, types, and every test that needs no packets (6 minutes)
 	@said=$$(mktemp); $(MAKE) -s lint >$$said 2>&1 & lint=$$!; trap 'kill $$lint 2>/dev/null; rm -f $$said' EXIT; \
 	failed=0; $(MAKE) -s test-unprivileged || failed=1; \
 	wait $$lint || failed=1; cat $$said; exit $$failed
 
-test: $(VENV)/.installed-dev  ## `check`, and (as root) the tests with real packets in network namespaces (16 minutes with the installing)
+test: $(VENV)/.installed-dev  ## `check`, and (as root) the tests with real packets in network namespaces (36 minutes with the installing)
 	@failed=0; $(MAKE) -s check || failed=1; \
 	if [ "$$(id -u)" = 0 ]; then $(MAKE) -s test-netns || failed=1; \
 	else echo 'not root: the tests with packets (netns-tests) are left out'; fi; \
