@@ -8,9 +8,11 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from math import ceil
 from typing import Any
 
 from podwire_base.kube.meta import Object, annotations_of, labels, name, namespace, uid
+from podwire_base.kube.quantity import BadQuantity, parse
 
 ECHO, HOST = "podwire.io/echo", "podwire.io/host"
 _REFERENCE = re.compile(r"\$(\$)?\(([A-Za-z_][A-Za-z0-9_.-]*)\)")
@@ -146,21 +148,6 @@ def host_ports(pod: Object) -> list[dict[str, Any]]:
     ]
 
 
-_SUFFIX = {
-    "": 1,
-    "k": 10**3,
-    "M": 10**6,
-    "G": 10**9,
-    "T": 10**12,
-    "P": 10**15,
-    "Ki": 2**10,
-    "Mi": 2**20,
-    "Gi": 2**30,
-    "Ti": 2**40,
-    "Pi": 2**50,
-}
-
-
 def bandwidth(pod: Object) -> dict[str, int]:
     """Return the annotations kubernetes.io/ingress-bandwidth and egress-bandwidth in the form of CNI's capability
     bandwidth. Rates are in bits per second. Bursts are in bits: the amount of a tenth of a second at the rate. Raises
@@ -171,8 +158,10 @@ def bandwidth(pod: Object) -> dict[str, int]:
         text = annotations_of(pod).get(f"kubernetes.io/{way}-bandwidth")
         if text is None:
             continue
-        match = re.fullmatch(r"(\d+)(\.\d+)?([kMGTP]|[KMGTP]i)?", text)
-        rate = int(float(match[1] + (match[2] or "")) * _SUFFIX[match[3] or ""]) if match else 0
+        try:
+            rate = ceil(parse(text))
+        except BadQuantity:
+            rate = 0
         if not 1000 <= rate <= 10**15:
             raise Refused(
                 "FailedCreatePodSandBox",

@@ -274,6 +274,7 @@ def test_bandwidth() -> None:
 
     assert podspec.bandwidth(pod()) == {}
     assert podspec.bandwidth(pod(ingress="10M")) == {"ingressRate": 10**7, "ingressBurst": 10**6}
+    assert podspec.bandwidth(pod(ingress="1e7")) == podspec.bandwidth(pod(ingress="10M")), "any quantity"
     assert podspec.bandwidth(pod(egress="1.5Gi", ingress="1000")) == {
         "egressRate": 3 * 2**29,
         "egressBurst": 3 * 2**29 // 10,
